@@ -1,0 +1,176 @@
+"""Lanes: a trial's bits are its own, a NaN touches nobody, and a program compiles once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmaptune.engine.alone import train_alone
+from vmaptune.engine.lanes import Job, Lanes
+from vmaptune.engine.plan import Costs, Plan, default_plan, parse_plan, segment_steps
+from vmaptune.engine.program import LaneFunctions, Program, hoist
+from vmaptune.errors import InputError
+from vmaptune.task import Task
+
+TRACED = {"rate": jax.ShapeDtypeStruct((), jnp.float32)}
+
+
+def noisy_task() -> Task:
+    """A small tanh network on random targets: enough floating point to show any change of bits."""
+    x = jax.random.normal(jax.random.key(1), (64, 5))
+    y = jnp.sin(x.sum(1))
+
+    def init(hp, key):
+        a, b = jax.random.split(key)
+        return {"w": jax.random.normal(a, (5, 7)), "v": jax.random.normal(b, (7,)), "key": key}
+
+    def loss_of(params, rows):
+        return ((jnp.tanh(x[rows] @ params[0]) @ params[1] - y[rows]) ** 2).mean()
+
+    def step(state, hp, key):
+        rows = jax.random.randint(key, (8,), 0, 64)
+        loss, (gw, gv) = jax.value_and_grad(loss_of)((state["w"], state["v"]), rows)
+        new = {"w": state["w"] - hp.rate * gw, "v": state["v"] - hp.rate * gv, "key": state["key"]}
+        return new, loss
+
+    def evaluate(state, hp):
+        return {"loss": loss_of((state["w"], state["v"]), jnp.arange(64))}
+
+    return Task(init, step, evaluate, has_loss=True)
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return Program(LaneFunctions(noisy_task(), {}, TRACED), TRACED, Plan(devices=2, lanes=4, every=5))
+
+
+def train(program: Program, jobs: list[Job], capacity: int = 1000):
+    points: dict[int, list] = {}
+    states: dict[int, object] = {}
+
+    def on_points(segment):
+        for point in segment:
+            points.setdefault(point.trial, []).append((point.step, point.loss, point.metrics["loss"], point.bad))
+        return [p.trial for p in segment if p.bad is not None]
+
+    lanes = Lanes(
+        program, capacity=capacity, on_points=on_points,
+        on_state=lambda job, state: states.__setitem__(job.trial, state),
+    )  # fmt: skip
+    lanes.train(jobs)
+    return points, states, lanes
+
+
+def job(trial: int, rate: float = 0.05, seed: int | None = None, steps: int = 20) -> Job:
+    return Job(trial, seed if seed is not None else 100 + trial, {"rate": rate}, steps, keep=True)
+
+
+def same_bits(a, b) -> bool:
+    return all(
+        np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_a_trial_has_the_same_bits_in_any_lane_beside_any_neighbours(program):
+    alone_points, alone_states, _ = train(program, [job(3)])
+    for position in range(8):
+        others = [job(50 + i, rate=0.01 * (i + 1)) for i in range(8)]
+        others[position] = job(3)
+        points, states, _ = train(program, others)
+        assert points[3] == alone_points[3]
+        assert same_bits(states[3], alone_states[3])
+
+
+def test_a_trial_has_the_same_bits_as_a_refill_whenever_it_enters(program):
+    alone_points, alone_states, _ = train(program, [job(3)])
+    early = [job(50 + i, steps=5 + 5 * (i % 3)) for i in range(11)]
+    points, states, _ = train(program, [*early, job(3)], capacity=8)
+    assert points[3] == alone_points[3]
+    assert same_bits(states[3], alone_states[3])
+
+
+def test_nan_neighbours_change_no_bit_and_are_told_with_their_step(program):
+    alone_points, alone_states, _ = train(program, [job(3)])
+    jobs = [job(50 + i, rate=float("nan") if i % 2 else 1e30) for i in range(7)]
+    points, states, _ = train(program, [*jobs[:4], job(3), *jobs[4:]])
+    assert points[3] == alone_points[3]
+    assert same_bits(states[3], alone_states[3])
+    assert points[51][0][3] == 2  # a NaN rate spoils the first update, so the second step's loss is not finite
+    assert [p[0] for p in points[51]] == [5]  # stopped at the segment's end: its lane is free
+
+
+def test_segment_length_changes_no_bit(program):
+    functions = program.functions
+    other = Program(functions, TRACED, Plan(devices=2, lanes=4, every=20))
+    _, a, _ = train(program, [job(i) for i in range(8)])
+    _, b, _ = train(other, [job(i) for i in range(8)])
+    assert same_bits(a, b)
+
+
+def test_the_same_program_again_gives_the_same_bits(program):
+    jobs = [job(i, rate=0.01 * (i + 1)) for i in range(20)]
+    assert train(program, jobs)[0] == train(program, jobs)[0]
+
+
+def test_the_seed_makes_a_trial_and_the_trial_number_does_not(program):
+    points, _, _ = train(program, [job(1, seed=7), job(2, seed=7), job(3, seed=8)])
+    assert points[1] == points[2] != points[3]
+
+
+def test_a_lane_trained_alone_follows_the_same_curve(program):
+    points, _, _ = train(program, [job(3)])
+    alone = train_alone(program.functions, {"rate": 0.05}, 103, [5, 10, 15, 20])
+    assert [p.step for p in alone] == [p[0] for p in points[3]]
+    np.testing.assert_allclose([p.loss for p in alone], [p[1] for p in points[3]], rtol=1e-5)
+
+
+def test_nothing_is_compiled_after_the_program(program):
+    train(program, [job(i) for i in range(9)])  # whatever a first use brings
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    train(program, [job(i, steps=7) for i in range(30)], capacity=16)
+    assert compiled == []
+    jax.jit(lambda x: x * 3.5)(jnp.arange(3)).block_until_ready()
+    assert compiled  # the counter does count
+
+
+def test_occupancy_is_counted(program):
+    _, _, lanes = train(program, [job(i) for i in range(12)], capacity=8)
+    assert lanes.live_steps == 12 * 20
+    assert lanes.lane_steps == 16 * 20
+
+
+def test_closed_over_arrays_become_arguments():
+    table = jnp.arange(1000.0)
+    hoisted = hoist(lambda i: table[i], jax.ShapeDtypeStruct((), jnp.int32))
+    assert [c.shape for c in hoisted.consts] == [(1000,)]
+    assert float(hoisted.call(hoisted.consts, jnp.int32(7))) == 7.0
+
+
+def test_a_state_that_changes_its_shape_is_an_error():
+    task = Task(lambda hp, key: jnp.zeros(2), lambda s, hp, key: jnp.zeros(3), lambda s, hp: {"loss": s.sum()})
+    with pytest.raises(InputError, match=r"float32\[2\] became float32\[3\]"):
+        LaneFunctions(task, {}, TRACED)
+
+
+@pytest.mark.parametrize(
+    ("step_flops", "evaluate_flops", "steps", "every"),
+    [(100, 100, 1000, 50), (100, 1000, 1000, 91), (100, 10_000, 1000, 1000), (100, 1, 10, 1), (100, 500, 97, 49)],
+)
+def test_evaluation_takes_at_most_a_tenth(step_flops, evaluate_flops, steps, every):
+    assert segment_steps(Costs(1, 1, step_flops, evaluate_flops), steps) == every
+
+
+def test_the_plan_can_be_pinned_and_does_not_depend_on_anything_measured():
+    costs = Costs(10_000, 10_000, 1e4, 1e3)
+    assert default_plan(costs, steps=100, trials=64) == default_plan(costs, steps=100, trials=64)
+    pinned = parse_plan("devices=1, lanes=3,every=7")
+    assert default_plan(costs, steps=100, trials=64, pinned=pinned) == Plan(1, 3, 7)
+    for text in ("lanes=0", "lanes", "tiles=3", "lanes=-1", "lanes=two", "devices=4096"):
+        with pytest.raises(InputError, match="--plan"):
+            parse_plan(text)

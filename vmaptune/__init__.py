@@ -1,0 +1,60 @@
+"""vmaptune: hyperparameter search that trains hundreds of small JAX models at once.
+
+Names are loaded when they are first used, so that `python -m vmaptune --help` does not start JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "uniform": "space", "loguniform": "space", "reverseloguniform": "space", "randint": "space",
+    "lograndint": "space", "choice": "space", "ordinal": "space", "Space": "space",
+    "Data": "experiment", "Experiment": "experiment",
+    "Task": "task",
+    "run": "study", "check": "study", "load": "study", "replay": "study", "Study": "study",
+    "prepare_devices": "engine.devices",
+    "InputError": "errors", "StudyError": "errors", "VmaptuneError": "errors",
+}  # fmt: skip
+_MODULES = ("schedules", "nn")
+
+__all__ = [
+    "Data", "Experiment", "InputError", "Space", "Study", "StudyError", "Task", "VmaptuneError", "check",
+    "choice", "load", "loguniform", "lograndint", "nn", "ordinal", "prepare_devices", "randint", "replay",
+    "reverseloguniform", "run", "schedules", "uniform",
+]  # fmt: skip
+
+if TYPE_CHECKING:
+    from vmaptune import nn, schedules
+    from vmaptune.engine.devices import prepare_devices
+    from vmaptune.errors import InputError, StudyError, VmaptuneError
+    from vmaptune.experiment import Data, Experiment
+    from vmaptune.space import (
+        Space,
+        choice,
+        loguniform,
+        lograndint,
+        ordinal,
+        randint,
+        reverseloguniform,
+        uniform,
+    )
+    from vmaptune.study import Study, check, load, replay, run
+    from vmaptune.task import Task
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"vmaptune.{name}")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'vmaptune' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"vmaptune.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

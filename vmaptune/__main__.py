@@ -1,0 +1,3 @@
+from vmaptune.cli import main
+
+raise SystemExit(main())

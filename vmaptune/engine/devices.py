@@ -1,0 +1,71 @@
+"""The devices that lanes are spread over."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+
+def cpu_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare_devices() -> str | None:
+    """Makes every CPU core a host device of its own; to be called before JAX starts its backend.
+
+    Returns:
+      None, or a note to show the person when JAX had started already and lanes therefore share one device.
+    """
+    cores = cpu_cores()
+    if cores == 1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return None
+    try:
+        jax.config.update("jax_num_cpu_devices", cores)
+    except RuntimeError:
+        if jax.default_backend() == "cpu" and jax.local_device_count() < cores:
+            return (
+                f"JAX had started before vmaptune could give each of the {cores} cores a device of its own, so "
+                f"lanes run on {jax.local_device_count()}: small models train up to {cores} times slower. "
+                f"Way out: call vt.prepare_devices() before anything computes with JAX"
+            )
+    return None
+
+
+def lane_mesh(devices: int) -> Mesh:
+    """A mesh with one axis, `lanes`, over the first `devices` local devices."""
+    return Mesh(np.array(jax.local_devices()[:devices]), ("lanes",))
+
+
+def machine() -> dict[str, str | int]:
+    """What a result's bits depend on besides the program: device, core count and versions."""
+    import flax
+    import jaxlib
+    import optax
+
+    device = jax.local_devices()[0]
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": jax.local_device_count(),
+        "processor": _processor(),
+        "cores": cpu_cores(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

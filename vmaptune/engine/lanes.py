@@ -1,0 +1,208 @@
+"""Many trials over few lanes: who is in which lane, and what each segment said of it.
+
+A lane is free, or holds one trial. Trials wait in a queue and enter as lanes become free; between segments,
+on the host, finished trials leave. Because a trial's key, data order and step count are its own, it has the
+same bits in whatever lane and whenever it enters.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from vmaptune.engine.program import NEVER, Program, Result
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial as the engine needs it."""
+
+    trial: int
+    seed: int  # uint32
+    settings: Mapping[str, Any]  # the traced ones
+    steps: int
+    keep: bool = False  # whether its final state is wanted
+
+
+@dataclass(frozen=True)
+class Point:
+    """One trial at the end of one segment."""
+
+    trial: int
+    step: int
+    loss: float  # mean training loss over the segment
+    metrics: dict[str, float]
+    bad: int | None  # the first step whose loss was not finite
+
+
+@dataclass
+class _Lane:
+    job: Job | None = None
+    done: int = 0  # steps dispatched
+
+
+@dataclass
+class _Chunk:
+    """The lanes of one call of the program."""
+
+    lanes: list[_Lane]
+    state: Any = None
+    hp: dict[str, np.ndarray] = field(default_factory=dict)  # [L] each
+    seeds: np.ndarray | None = None  # [L] uint32
+    on_device: tuple[Any, Any] | None = None
+
+    def live(self) -> list[_Lane]:
+        return [lane for lane in self.lanes if lane.job is not None]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    owners: list[tuple[int, Job, int]]  # (lane, its job, steps done after the segment)
+    result: Result
+
+
+class Lanes:
+    """Trains jobs of one group on a program's lanes.
+
+    Args:
+      program: the group's compiled segment.
+      capacity: the most lanes that may live at once (they are rounded up to whole calls).
+      on_points: called with the points of each segment, on the host, while the next one runs; returns the
+        trials to stop, whose lanes become free.
+      on_state: called with `(job, state)` for finished jobs with `keep`; numpy arrays of one lane.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        capacity: int,
+        on_points: Callable[[list[Point]], Collection[int]],
+        on_state: Callable[[Job, Any], None] | None = None,
+    ):
+        self.program, self.on_points, self.on_state = program, on_points, on_state
+        self.capacity = capacity
+        self._pending: deque[_Pending] = deque()
+        self._chunks: list[_Chunk] = []
+        self.lane_steps = 0  # steps of all lanes, idle ones too
+        self.live_steps = 0  # steps of lanes that held a trial
+
+    def train(self, jobs: Iterable[Job]) -> None:
+        """Trains every job to its last step."""
+        queue = deque(jobs)
+        width = self.program.plan.width
+        calls = max(1, min(-(-len(queue) // width), self.capacity // width))
+        self._chunks = chunks = [self._chunk() for _ in range(calls)]
+        while True:
+            busy = False
+            for chunk in chunks:
+                fresh = self._fill(chunk, queue)
+                if not chunk.live():
+                    chunk.state = None  # free the memory
+                    continue
+                busy = True
+                self._dispatch(chunk, fresh)
+                while len(self._pending) > len(chunks):
+                    self._read()
+            if not busy:
+                break
+        while self._pending:
+            self._read()
+        self._chunks = []
+
+    def _chunk(self) -> _Chunk:
+        width = self.program.plan.width
+        hp = {name: np.zeros(width, shape.dtype) for name, shape in self.program.traced.items()}
+        return _Chunk([_Lane() for _ in range(width)], hp=hp, seeds=np.zeros(width, np.uint32))
+
+    def _fill(self, chunk: _Chunk, queue: deque[Job]) -> np.ndarray | None:
+        """Puts waiting jobs into free lanes; returns the mask [L] of those, or None when there are none."""
+        fresh = np.zeros(len(chunk.lanes), bool)
+        for i, lane in enumerate(chunk.lanes):
+            if lane.job is None and queue:
+                lane.job, lane.done = queue.popleft(), 0
+                fresh[i] = True
+                assert chunk.seeds is not None
+                chunk.seeds[i] = lane.job.seed
+                for name, column in chunk.hp.items():
+                    column[i] = lane.job.settings[name]
+        if not fresh.any():
+            return None
+        if chunk.state is None:
+            chunk.state = self.program.empty()
+            _settle_idle_lanes(chunk, fresh)
+        put = self.program.put
+        # copies: on a CPU device_put may share the host's memory, which the next fill writes to
+        chunk.on_device = (
+            {name: put(column.copy()) for name, column in chunk.hp.items()},
+            put(np.array(chunk.seeds, copy=True)),
+        )
+        return fresh
+
+    def _dispatch(self, chunk: _Chunk, fresh: np.ndarray | None) -> None:
+        live = chunk.live()
+        every = self.program.plan.every
+        n = min(min(lane.job.steps, (lane.done // every + 1) * every) - lane.done for lane in live if lane.job)
+        assert chunk.on_device is not None
+        chunk.state, result = self.program.run(chunk.state, *chunk.on_device, fresh, n)
+        self.lane_steps += n * len(chunk.lanes)
+        self.live_steps += n * len(live)
+        owners = []
+        finished = []
+        for i, lane in enumerate(chunk.lanes):
+            if lane.job is None:
+                continue
+            lane.done += n
+            owners.append((i, lane.job, lane.done))
+            if lane.done >= lane.job.steps:
+                if lane.job.keep and self.on_state is not None:
+                    finished.append((i, lane.job))
+                lane.job = None
+        self._pending.append(_Pending(owners, result))
+        if finished:  # before the next segment takes the buffers
+            host = jax.device_get(chunk.state[0])
+            for i, job in finished:
+                self.on_state(job, jax.tree.map(lambda a, i=i: np.array(a[i]), host))  # type: ignore[misc]
+
+    def _read(self) -> None:
+        pending = self._pending.popleft()
+        result = jax.device_get(pending.result)
+        points = []
+        for i, job, done in pending.owners:
+            bad = int(result.bad[i])
+            metrics = {name: float(values[i]) for name, values in result.metrics.items()}
+            points.append(Point(job.trial, done, float(result.loss[i]), metrics, None if bad == NEVER else bad))
+        stop = self.on_points(points)
+        if not stop:
+            return
+        for chunk in self._chunks:
+            for lane in chunk.lanes:
+                if lane.job is not None and lane.job.trial in stop:
+                    lane.job = None
+        for waiting in self._pending:  # segments of a stopped trial that were under way are nobody's
+            waiting.owners[:] = [owner for owner in waiting.owners if owner[1].trial not in stop]
+
+
+def _settle_idle_lanes(chunk: _Chunk, fresh: np.ndarray) -> None:
+    """Idle lanes compute too: give them the settings of a trial, so that they cannot slow the others by NaNs."""
+    first = int(np.argmax(fresh))
+    assert chunk.seeds is not None
+    for i, lane in enumerate(chunk.lanes):
+        if lane.job is None:
+            chunk.seeds[i] = chunk.seeds[first]
+            for column in chunk.hp.values():
+                column[i] = column[first]
+            fresh[i] = True
+
+
+def jobs_by_group(groups: Sequence[Any]) -> dict[Any, list[int]]:
+    """Positions by group, in the order in which the groups first appear."""
+    positions: dict[Any, list[int]] = {}
+    for i, group in enumerate(groups):
+        positions.setdefault(group, []).append(i)
+    return positions

@@ -1,0 +1,110 @@
+"""How a group runs: devices × lanes per tile, and how many steps between evaluations.
+
+A tile is the lanes that one device trains together. A program trains one tile on each device; more lanes
+than that are further calls of the same program, each of which runs its whole segment before the next one
+starts, so that a tile's state stays in the cache. The number of trials therefore never changes the program.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+
+from vmaptune.errors import InputError
+
+CACHE_BYTES = 512 * 1024  # what a tile's state may take of one core's cache
+MAX_CPU_TILE = 64
+ACCELERATOR_MEMORY_SHARE = 0.6
+EVALUATION_SHARE = 0.1  # of a trial's operations
+MAX_SEGMENTS = 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a group runs. The bits of a result belong to (program, plan, device, versions)."""
+
+    devices: int  # local devices that lanes are split over
+    lanes: int  # lanes of a tile, one tile on each device
+    every: int  # training steps of a segment
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise InputError(f"--plan: {name} must be at least 1, but got {value}")
+
+    @property
+    def width(self) -> int:
+        """Lanes of one call of the program."""
+        return self.devices * self.lanes
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"devices={self.devices},lanes={self.lanes},every={self.every}"
+
+
+def parse_plan(text: str) -> dict[str, int]:
+    """Reads `devices=2,lanes=16,every=50`, any of the three; the rest is planned.
+
+    Raises:
+      InputError: a name that a plan does not have, or a value that is no whole number of at least 1.
+    """
+    parts: dict[str, int] = {}
+    for item in filter(None, text.replace(" ", "").split(",")):
+        name, _, value = item.partition("=")
+        if name not in ("devices", "lanes", "every") or not value.isdigit() or int(value) < 1:
+            raise InputError(
+                f"--plan must read like devices=2,lanes=16,every=50 (any of the three, whole numbers of at "
+                f"least 1), but got {item!r}"
+            )
+        parts[name] = int(value)
+    if parts.get("devices", 1) > jax.local_device_count():
+        raise InputError(
+            f"--plan: devices must be at most {jax.local_device_count()}, the devices here, "
+            f"but got {parts['devices']}"
+        )
+    return parts
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one lane costs, from its lowered functions."""
+
+    state_bytes: int  # parameters, optimiser state and whatever else is carried
+    step_bytes: int  # an estimate of what one step touches
+    step_flops: float
+    evaluate_flops: float
+
+
+def segment_steps(costs: Costs, steps: int) -> int:
+    """Steps of a segment such that evaluation takes at most a tenth of the operations."""
+    ratio = costs.evaluate_flops / max(costs.step_flops, 1.0)
+    least = max(1, math.ceil(ratio * (1 - EVALUATION_SHARE) / EVALUATION_SHARE))
+    segments = max(1, min(MAX_SEGMENTS, steps // least))
+    return math.ceil(steps / segments)
+
+
+def default_plan(costs: Costs, *, steps: int, trials: int, pinned: dict[str, int] | None = None) -> Plan:
+    """The plan before any measurement, from sizes alone, so that the same command gives the same plan.
+
+    On a CPU a tile's state stays in a core's cache; on an accelerator all lanes run at once as far as
+    memory goes.
+    """
+    pinned = pinned or {}
+    devices = pinned.get("devices", jax.local_device_count())
+    per_device = max(1, math.ceil(trials / devices))
+    if jax.default_backend() == "cpu":
+        fits = max(1, CACHE_BYTES // max(1, costs.state_bytes + costs.step_bytes))
+        lanes = 2 ** int(math.log2(min(fits, MAX_CPU_TILE)))
+    else:
+        stats: dict[str, Any] = jax.local_devices()[0].memory_stats() or {}
+        memory = stats.get("bytes_limit", 8 * 2**30) * ACCELERATOR_MEMORY_SHARE
+        fits = max(1, int(memory // max(1, 2 * costs.state_bytes + costs.step_bytes)))
+        lanes = 8 * math.ceil(per_device / 8) if fits >= 8 else fits
+        lanes = min(lanes, fits)
+    lanes = pinned.get("lanes", min(lanes, 2 ** math.ceil(math.log2(per_device))))
+    return Plan(devices=devices, lanes=lanes, every=pinned.get("every", segment_steps(costs, steps)))

@@ -1,0 +1,288 @@
+"""One group's compiled segment. THE one vmap of the package is here, in `_tile`.
+
+A segment is: fresh lanes initialised, `n` training steps of every lane, one evaluation of every lane. The
+functions of the task are traced once each, for a single lane; arrays that they close over (the data) become
+arguments, so that they live on the devices once and are no constants of the program.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vmaptune.engine.devices import lane_mesh
+from vmaptune.engine.plan import Costs, Plan
+from vmaptune.task import Hyperparameters, Task
+
+SharedArrays = dict[tuple[int, Any], tuple[Any, Any]]
+
+NEVER = -1  # `bad` of a lane that has not gone wrong
+
+
+class Result(NamedTuple):
+    """What a segment says of its lanes. Device arrays until they are read."""
+
+    loss: Any  # [L] float32, mean training loss over the segment; NaN for a task without a loss
+    bad: Any  # [L] int32, the first step whose loss was not finite, or NEVER
+    steps: Any  # [L] int32, training steps done since the lane was filled
+    metrics: dict[str, Any]  # each [L] float32
+
+
+class Hoisted(NamedTuple):
+    """A function traced for one lane: a pure function of flat arrays, and the arrays that it closed over."""
+
+    call: Callable[..., Any]  # (consts, *args) -> out
+    consts: tuple[jax.Array, ...]
+    out: Any  # pytree of ShapeDtypeStruct
+    lower: Callable[[], Any]
+
+
+def hoist(function: Callable[..., Any], *args: Any) -> Hoisted:
+    """Traces `function` for one lane and turns what it closes over into arguments."""
+    closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
+    tree = jax.tree.structure(out)
+
+    def call(consts: Any, *values: Any) -> Any:
+        flat = jax.core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(values))
+        return jax.tree.unflatten(tree, flat)
+
+    def lower() -> Any:
+        return jax.jit(call).lower(tuple(closed.consts), *args)
+
+    return Hoisted(call, tuple(closed.consts), out, lower)
+
+
+def is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def pack(tree: Any) -> Any:
+    """Typed PRNG keys become plain uint32 arrays: at a program's boundary all state is plain arrays."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
+
+
+def key_kinds(tree: Any) -> Any:
+    """For each array of a tree the implementation of its keys, or "" where it holds none."""
+    return jax.tree.map(lambda x: jax.random.key_impl(x) if is_key(x) else "", tree)
+
+
+def unpack(tree: Any, kinds: Any) -> Any:
+    """The inverse of `pack`, with the `key_kinds` of the unpacked tree."""
+    return jax.tree.map(lambda x, kind: jax.random.wrap_key_data(x, impl=kind) if kind else x, tree, kinds)
+
+
+def trial_key(seed: Any) -> jax.Array:
+    """The key of a trial: `jax.random.key(seed)`, threefry. Its lane has no part in it."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+class LaneFunctions:
+    """A task's three functions, traced for one lane of a group."""
+
+    def __init__(self, task: Task, static: Mapping[str, Any], traced: Mapping[str, jax.ShapeDtypeStruct]):
+        order = (*static, *traced)
+
+        def settings(arrays: Mapping[str, Any]) -> Hyperparameters:
+            return Hyperparameters({name: arrays.get(name, static.get(name)) for name in order})
+
+        def init(arrays: Any, seed: Any) -> Any:
+            state = _as_arrays(task.init(settings(arrays), jax.random.fold_in(trial_key(seed), 0)))
+            self.key_kinds = key_kinds(state)
+            return state
+
+        def step(state: Any, arrays: Any, seed: Any, done: Any) -> Any:
+            key = jax.random.fold_in(trial_key(seed), done + 1)
+            out = task.step(state, settings(arrays), key)
+            state, loss = out if task.has_loss else (out, jnp.float32(jnp.nan))
+            return _as_arrays(state), jnp.asarray(loss, jnp.float32)
+
+        def evaluate(state: Any, arrays: Any) -> Any:
+            metrics = task.evaluate(state, settings(arrays))
+            return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+        seed = jax.ShapeDtypeStruct((), jnp.uint32)
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        arrays = dict(traced)
+        self.has_loss = task.has_loss
+        self.key_kinds: Any = None  # noted while `init` is traced
+        self.traced = arrays
+        self.init = hoist(init, arrays, seed)
+        self.state = self.init.out
+        self.step = hoist(step, self.state, arrays, seed, count)
+        self._check_state()
+        self.evaluate = hoist(evaluate, self.state, arrays)
+
+    def _check_state(self) -> None:
+        before, after = self.state, self.step.out[0]
+        same = jax.tree.structure(before) == jax.tree.structure(after)
+        differ = [
+            f"{jax.tree_util.keystr(path)}: {a.dtype}{list(a.shape)} became {b.dtype}{list(b.shape)}"
+            for (path, a), b in zip(
+                jax.tree_util.tree_flatten_with_path(before)[0], jax.tree.leaves(after), strict=same
+            )
+            if (a.shape, a.dtype) != (b.shape, b.dtype)
+        ]
+        if not same or differ:
+            from vmaptune.errors import InputError
+
+            raise InputError(
+                "step() must return a state of the same structure, shapes and dtypes as init()'s, but "
+                + ("; ".join(differ[:4]) if same else f"{jax.tree.structure(before)} became "
+                   f"{jax.tree.structure(after)}")
+            )  # fmt: skip
+
+    def costs(self) -> Costs:
+        """Operations and bytes of one lane, from the lowered functions; nothing is compiled."""
+        state = sum(
+            int(np.prod(s.shape, dtype=np.int64)) * s.dtype.itemsize for s in jax.tree.leaves(self.state)
+        )
+        step, evaluate = _analysis(self.step), _analysis(self.evaluate)
+        touched = step.get("bytes accessed", 0.0) - 4.0 * sum(c.size for c in self.step.consts)
+        return Costs(
+            state_bytes=state,
+            step_bytes=int(min(max(touched, 0.0) / 8, 2**40)),
+            step_flops=float(step.get("flops", 1.0)),
+            evaluate_flops=float(evaluate.get("flops", 1.0)),
+        )
+
+
+def _as_arrays(tree: Any) -> Any:
+    """Python numbers in a state become arrays, and weak types strong ones: a scan's carry must not change."""
+    return jax.tree.map(lambda x: x if is_key(x) else jax.lax.convert_element_type(x, x.dtype),
+                        jax.tree.map(jnp.asarray, tree))  # fmt: skip
+
+
+def _analysis(function: Hoisted) -> dict[str, float]:
+    analysis = function.lower().cost_analysis()
+    if isinstance(analysis, (list, tuple)):
+        analysis = analysis[0] if analysis else {}
+    return analysis or {}
+
+
+class Program:
+    """A group's compiled segment for `plan.width` lanes.
+
+    `run(state, hp, seeds, fresh, n)` returns the new state and a `Result`; the old state's buffers are
+    given up to it. Every array has the lane axis first, `[L]`, split over the plan's devices.
+    """
+
+    def __init__(
+        self,
+        functions: LaneFunctions,
+        traced: Mapping[str, jax.ShapeDtypeStruct],
+        plan: Plan,
+        shared: SharedArrays | None = None,
+    ):
+        self.functions, self.plan, self.traced = functions, plan, dict(traced)
+        self.mesh = lane_mesh(plan.devices)
+        self.by_lane = NamedSharding(self.mesh, P("lanes"))
+        self.everywhere = NamedSharding(self.mesh, P())
+        parts = (functions.init, functions.step, functions.evaluate)
+        shared = shared if shared is not None else {}
+        self.consts = _on_devices(tuple(p.consts for p in parts), self.everywhere, shared)
+        self.compile_seconds = 0.0
+        self.memory_bytes = 0
+        self._compiled = self._compile()
+        self._never_fresh = jax.device_put(np.zeros(plan.width, bool), self.by_lane)
+        self._no, self._yes = (jax.device_put(np.bool_(b), self.everywhere) for b in (False, True))
+
+    def _compile(self) -> Any:
+        started = time.perf_counter()
+        specs = (P(), P("lanes"), P("lanes"), P("lanes"), P("lanes"), P(), P())
+        tile = jax.shard_map(
+            _tile(self.functions), mesh=self.mesh, in_specs=specs, out_specs=P("lanes"), check_vma=False
+        )
+        L = self.plan.width
+        shapes = (
+            self.consts,
+            self.state_shapes(),
+            {n: _shape((L,), s.dtype, self.by_lane) for n, s in self.traced.items()},
+            _shape((L,), jnp.uint32, self.by_lane),
+            _shape((L,), jnp.bool_, self.by_lane),
+            _shape((), jnp.bool_, self.everywhere),
+            _shape((), jnp.int32, self.everywhere),
+        )
+        compiled = jax.jit(tile, donate_argnums=1).lower(*shapes).compile()
+        memory = compiled.memory_analysis()
+        if memory is not None:
+            self.memory_bytes = int(memory.temp_size_in_bytes + memory.argument_size_in_bytes)
+        self.compile_seconds = time.perf_counter() - started
+        return compiled
+
+    def state_shapes(self) -> Any:
+        """The packed state of `plan.width` lanes as shapes: (the task's state, steps done, first bad step)."""
+        L, lane = self.plan.width, jax.eval_shape(pack, self.functions.state)
+        task_state = jax.tree.map(lambda s: _shape((L, *s.shape), s.dtype, self.by_lane), lane)
+        return (task_state, *(_shape((L,), jnp.int32, self.by_lane) for _ in range(2)))
+
+    def empty(self) -> Any:
+        """A state of zeros, to be filled by a first segment in which every lane is fresh."""
+        return jax.tree.map(
+            lambda s: jax.device_put(np.zeros(s.shape, s.dtype), self.by_lane), self.state_shapes()
+        )
+
+    def put(self, array: np.ndarray) -> jax.Array:
+        """A host array `[L, ...]` on the devices that hold its lanes."""
+        return jax.device_put(array, self.by_lane)
+
+    def run(self, state: Any, hp: Any, seeds: Any, fresh: np.ndarray | None, n: int) -> tuple[Any, Result]:
+        """Dispatches one segment of `n` steps; returns at once. `fresh` [L] marks lanes to initialise."""
+        mask = self._never_fresh if fresh is None else self.put(fresh)
+        any_fresh = self._no if fresh is None else self._yes
+        steps = jax.device_put(np.int32(n), self.everywhere)
+        state, result = self._compiled(self.consts, state, hp, seeds, mask, any_fresh, steps)
+        return state, result
+
+
+def _tile(functions: LaneFunctions) -> Callable[..., Any]:
+    """A segment of one device's lanes: the single-lane functions, with the lane axis added here, once."""
+
+    def tile(consts: Any, carry: Any, hp: Any, seeds: Any, fresh: Any, any_fresh: Any, n: Any) -> Any:
+        init_consts, step_consts, evaluate_consts = consts
+
+        def fill(lane: Any, arrays: Any, seed: Any, is_fresh: Any) -> Any:
+            first = (pack(functions.init.call(init_consts, arrays, seed)), jnp.int32(0), jnp.int32(NEVER))
+            return jax.tree.map(lambda new, old: jnp.where(is_fresh, new, old), first, lane)
+
+        def train(lane: Any, arrays: Any, seed: Any) -> Any:
+            def body(_: Any, c: Any) -> Any:
+                state, done, bad, total = c
+                state, loss = functions.step.call(step_consts, unpack(state, functions.key_kinds), arrays, seed, done)
+                done = done + 1
+                if functions.has_loss:
+                    bad = jnp.where((bad == NEVER) & ~jnp.isfinite(loss), done, bad)
+                return pack(state), done, bad, total + loss
+
+            state, done, bad, total = jax.lax.fori_loop(0, n, body, (*lane, jnp.float32(0)))
+            metrics = functions.evaluate.call(evaluate_consts, unpack(state, functions.key_kinds), arrays)
+            return (state, done, bad), Result(total / n, bad, done, metrics)
+
+        carry = jax.lax.cond(
+            any_fresh, lambda c: jax.vmap(fill)(c, hp, seeds, fresh), lambda c: c, carry
+        )  # the predicate is one for the tile, so this is a real branch
+        return jax.vmap(train)(carry, hp, seeds)
+
+    return tile
+
+
+def _shape(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _on_devices(consts: Any, sharding: Any, shared: SharedArrays) -> Any:
+    """Constants on every device; one copy for all programs that close over the same array."""
+
+    def one(array: Any) -> Any:
+        key = (id(array), sharding)
+        if key not in shared:
+            shared[key] = (array, jax.device_put(array, sharding))  # the array is kept, so its id stays its own
+        return shared[key][1]
+
+    return jax.tree.map(one, consts)

@@ -1,0 +1,17 @@
+"""What exp.py declares: the experiment, its data, and how they become a Task."""
+
+from vmaptune.experiment._data import Data
+from vmaptune.experiment._experiment import (
+    Experiment,
+    bind_model,
+    checked_metrics,
+    kind_for,
+    metrics_on,
+)
+from vmaptune.experiment._load import LoadedExperiment, load_experiment
+from vmaptune.experiment._tracing import Statics, find_statics, lane_arguments, raise_as_input_error
+
+__all__ = [
+    "Data", "Experiment", "LoadedExperiment", "Statics", "bind_model", "checked_metrics", "find_statics", "kind_for",
+    "lane_arguments", "load_experiment", "metrics_on", "raise_as_input_error",
+]  # fmt: skip

@@ -1,0 +1,358 @@
+"""What an exp.py declares, and how it becomes a Task."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from vmaptune.experiment._order import batch_indices
+from vmaptune.errors import InputError
+from vmaptune.experiment._data import Data
+from vmaptune.experiment._models import ModelKind, model_kind
+from vmaptune.experiment._places import at, described, place_in
+from vmaptune.space import Space
+from vmaptune.task import Hyperparameters, Task
+
+DEFAULT_STEPS = 1000
+DEFAULT_BATCH_SIZE = 128
+EVALUATION_BATCH = 1024  # validation examples in one forward pass of one lane
+MOST_STEPS = 2**31 - 1  # steps are counted in int32
+MOST_EXAMPLES = 2**32  # that `batch_indices` can count, in uint32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One small model and which of its settings are uncertain.
+
+    Args:
+      space: name -> distribution (`vt.loguniform(...)`, ...) or a plain value.
+      model: `(hp, rngs) -> module`: a Flax nnx module, a linen one, or a pytree of arrays.
+      optimizer: `(hp, steps) -> optax.GradientTransformation`.
+      loss: `(model, batch[, hp[, key]]) -> scalar`. nnx models are in training mode; the key is the trial's
+        own for this step.
+      metrics: `(model, batch[, hp]) -> dict` of scalars, each a mean over the batch's examples; nnx models
+        are in evaluation mode. Without it the loss itself is measured, as `loss`.
+      data: `() -> vt.Data`, or a `vt.Data`.
+      task: instead of model, optimizer, loss, metrics and data: a `vt.Task`.
+      objective: the metric that ranks trials. direction: "minimize" or "maximize".
+      batch_size, steps: a fixed number, or the name of a setting in the space.
+      trials, rounds: what `run` takes when the person names no other number.
+
+    Raises:
+      InputError: parts that are missing, or that contradict each other.
+    """
+
+    space: Space | Mapping[str, Any]
+    model: Callable[..., Any] | None = None
+    optimizer: Callable[..., Any] | None = None
+    loss: Callable[..., Any] | None = None
+    metrics: Callable[..., Any] | None = None
+    data: Callable[[], Data] | Data | None = None
+    task: Task | None = None
+    objective: str = "loss"
+    direction: str = "minimize"
+    batch_size: int | str | None = None
+    steps: int | str | None = None
+    trials: int | None = None
+    rounds: int | None = None
+    name: str = ""
+    _cache: dict = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        space = self.space if isinstance(self.space, Space) else Space(self.space)
+        object.__setattr__(self, "space", space)
+        parts = {"model": self.model, "optimizer": self.optimizer, "loss": self.loss, "data": self.data}
+        if self.task is None:
+            missing = [part for part, value in parts.items() if value is None]
+            if missing:
+                raise InputError(
+                    f"Experiment(): {', '.join(missing)} must be given (or `task=` instead of "
+                    f"model, optimizer, loss, metrics and data)"
+                )
+            for part in ("model", "optimizer", "loss"):
+                if not callable(parts[part]):
+                    raise InputError(f"Experiment(): `{part}` must be a function, but got {parts[part]!r}")
+        else:
+            extra = [part for part, value in {**parts, "metrics": self.metrics}.items() if value is not None]
+            if extra:
+                raise InputError(f"Experiment(): with `task=` leave out {', '.join(extra)}: the task has them")
+        if self.direction not in ("minimize", "maximize"):
+            raise InputError(
+                f'Experiment(): `direction` must be "minimize" or "maximize", but got {self.direction!r}'
+            )
+        if not isinstance(self.objective, str):
+            raise InputError(
+                f"Experiment(): `objective` must be the name of a metric, but got {self.objective!r}"
+            )
+        for part in ("batch_size", "steps") if self.task is None else ("steps",):
+            _check_count(part, self._named(part), space)
+        for part in ("trials", "rounds"):
+            value = getattr(self, part)
+            if value is not None and (not _is_int(value) or value < 1):
+                raise InputError(
+                    f"Experiment(): `{part}` must be a whole number of at least 1, but got {value!r}"
+                )
+
+    # ---- what the study asks -------------------------------------------------------------------------
+
+    def with_changes(self, *, space: Space | None = None, steps: int | None = None) -> Experiment:
+        """The same experiment with another space or a fixed number of steps."""
+        changes: dict[str, Any] = {"_cache": self._cache}
+        if space is not None:
+            changes["space"] = space
+        if steps is not None:
+            changes["steps"] = steps
+        return replace(self, **changes)
+
+    def loaded_data(self) -> Data:
+        """The data, loaded once."""
+        if "data" not in self._cache:
+            self._cache["data"] = _load_data(self.data)
+        return self._cache["data"]
+
+    def total_steps(self, hp: Mapping[str, Any]) -> int:
+        """The number of training steps of a trial with these settings."""
+        return self._count("steps", hp, DEFAULT_STEPS)
+
+    def lane_batch_size(self, hp: Mapping[str, Any]) -> int:
+        """The number of examples in one training batch of a trial with these settings."""
+        return self._count("batch_size", hp, min(DEFAULT_BATCH_SIZE, self.loaded_data().size("train")))
+
+    def _largest(self, part: str, default: int) -> int:
+        """The largest value that a trial may have."""
+        value = self._named(part)
+        if isinstance(value, str):
+            return int(max(self.space[value].values()))
+        return default if value is None else int(value)
+
+    def _check_sizes(self) -> None:
+        """Every batch size against the data, before any of them is traced."""
+        n = self.loaded_data().size("train")
+        batch = self._largest("batch_size", min(DEFAULT_BATCH_SIZE, n))
+        if batch > n:
+            raise InputError(
+                f"batch_size must be at most the number of training examples, {n}, but got {batch}; "
+                f"take a smaller batch or more data"
+            )
+        steps = self._largest("steps", DEFAULT_STEPS)
+        if steps * batch >= MOST_EXAMPLES:
+            raise InputError(
+                f"steps times batch_size must be below {MOST_EXAMPLES}, the examples that can be counted, but "
+                f"{steps} times {batch} is {steps * batch}; take fewer steps or smaller batches"
+            )
+
+    def _named(self, part: str) -> Any:
+        """A number, the setting that gives it, or None: a setting called `steps` is the number of steps."""
+        value = getattr(self, part)
+        return part if value is None and part in self.space else value
+
+    def _count(self, part: str, hp: Mapping[str, Any], default: int) -> int:
+        value = self._named(part)
+        if isinstance(value, str):
+            value = hp[value]
+            if isinstance(value, jax.core.Tracer):
+                raise TypeError(f"{part} must be a concrete number")  # the tracing finds out that it is static
+        return default if value is None else int(value)
+
+    def build(self) -> Task:
+        """The experiment as three functions of one lane."""
+        return self.task if self.task is not None else _build(self)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _check_count(part: str, value: Any, space: Space) -> None:
+    if value is None:
+        return
+    if isinstance(value, str):
+        if value not in space:
+            raise InputError(
+                f"Experiment(): `{part}` must be a whole number or the name of a setting, but the space has no "
+                f"setting {value!r} (it has: {', '.join(space)})"
+            )
+        values = space[value].values()
+        if values is None or any(not _is_int(v) or v < 1 for v in values):
+            raise InputError(
+                f"Experiment(): the setting {value!r} that gives `{part}` must be a finite set of whole "
+                f"numbers of at least 1, but it is {space[value]!r}; use vt.ordinal([...]) or vt.randint(...)"
+            )
+    elif not _is_int(value) or not 1 <= value <= MOST_STEPS:
+        most = f" and at most {MOST_STEPS}" if _is_int(value) and value > MOST_STEPS else ""
+        raise InputError(
+            f"Experiment(): `{part}` must be a whole number of at least 1{most}, but got {value!r}"
+        )
+
+
+def _load_data(source: Any) -> Data:
+    if not callable(source):
+        data = source
+    else:
+        try:
+            data = source()
+        except Exception as error:
+            what = str(error) if isinstance(error, InputError) else f"data() failed: {described(error)}"
+            raise InputError(f"{what}\n  at {place_in(error, None)}") from error
+    if not isinstance(data, Data):
+        raise InputError(
+            f"data() must return vt.Data(train=..., valid=...), but it returned {type(data).__name__}{at(source)}"
+        )
+    return data
+
+
+def _flexible(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls with as many of the arguments as the function takes: `metrics(model, batch)` need not take hp."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return function(*args)
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return function(*args[: len(positional)])
+
+
+def _loss(experiment: Experiment, *args: Any) -> jax.Array:
+    """What the person's `loss` returns, or an error that says what it should have been."""
+    function = experiment.loss
+    assert function is not None
+    value = _flexible(function, *args)
+    if not isinstance(value, (jax.Array, np.ndarray, np.generic, float, int)):
+        raise InputError(
+            f"loss() must return a scalar array, but it returned {type(value).__name__}; "
+            f"return the loss alone{at(function)}"
+        )
+    loss = jnp.asarray(value)
+    if loss.shape != ():
+        raise InputError(
+            f"loss() must return a scalar, but its shape is {loss.shape}; take the mean over the batch"
+            f"{at(function)}"
+        )
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        way = "take its real part or its absolute value" if jnp.iscomplexobj(loss) else (
+            "compute it from the model's outputs in floating point: an integer has no gradient"
+        )  # fmt: skip
+        raise InputError(f"loss() must return a real float, but its dtype is {loss.dtype}; {way}{at(function)}")
+    return loss
+
+
+def _build(experiment: Experiment) -> Task:
+    data = experiment.loaded_data()
+    experiment._check_sizes()
+    train, valid = (jax.tree.map(jnp.asarray, part) for part in (data.train, data.valid))
+    n_train, n_valid = data.size("train"), data.size("valid")
+
+    def kind_of(hp: Hyperparameters) -> ModelKind:
+        return kind_for(experiment, hp)
+
+    def optimizer_of(hp: Hyperparameters) -> optax.GradientTransformationExtraArgs:
+        optimizer = _flexible(experiment.optimizer, hp, experiment.total_steps(hp))
+        if not isinstance(optimizer, optax.GradientTransformation):
+            raise InputError(
+                f"optimizer() must return an optax optimizer, such as optax.adam(hp.learning_rate), "
+                f"but it returned {type(optimizer).__name__}{at(experiment.optimizer)}"
+            )
+        return optax.with_extra_args_support(optimizer)
+
+    def init(hp: Hyperparameters, key: jax.Array) -> Any:
+        batch_size = experiment.lane_batch_size(hp)
+        first = jax.tree.map(lambda a: a[:batch_size], train)
+        params, rest = kind_of(hp).init(hp, key, lambda model: _loss(experiment, model, first, hp, key))
+        return {
+            "params": params,
+            "rest": rest,
+            "opt": optimizer_of(hp).init(params),
+            "step": jnp.int32(0),
+            "order": jax.random.key_data(jax.random.fold_in(key, 1)),
+        }
+
+    def step(state: Any, hp: Hyperparameters, key: jax.Array) -> tuple[Any, jax.Array]:
+        kind, optimizer = kind_of(hp), optimizer_of(hp)
+        rows = batch_indices(state["order"], state["step"], experiment.lane_batch_size(hp), n_train)
+        batch = jax.tree.map(lambda a: a[rows], train)
+
+        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+            model = kind.bind(hp, params, state["rest"], key, train=True)
+            loss = _loss(experiment, model, batch, hp, key)
+            return loss, kind.collect(model, state["rest"])
+
+        (loss, rest), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+        updates, opt = optimizer.update(
+            grads, state["opt"], state["params"],
+            value=loss, grad=grads, value_fn=lambda params: loss_fn(params)[0],
+        )  # fmt: skip
+        params = optax.apply_updates(state["params"], updates)
+        state = {"params": params, "rest": rest, "opt": opt, "step": state["step"] + 1, "order": state["order"]}
+        return state, loss
+
+    def evaluate(state: Any, hp: Hyperparameters) -> dict[str, jax.Array]:
+        return metrics_on(experiment, kind_of(hp), state, hp, valid, n_valid)
+
+    return Task(init=init, step=step, evaluate=evaluate, has_loss=True)
+
+
+def metrics_on(experiment: Experiment, kind: Any, state: Any, hp: Hyperparameters, part: Any, n: int) -> dict:
+    """The metrics of one lane's model, averaged over the `n` examples of a part. Returns scalars by name."""
+
+    def on(batch: Any) -> dict[str, jax.Array]:
+        model = kind.bind(hp, state["params"], state["rest"], None, train=False)
+        if experiment.metrics is None:
+            return {"loss": _loss(experiment, model, batch, hp, jax.random.key(0))}
+        measured = _flexible(experiment.metrics, model, batch, hp)
+        return checked_metrics(measured, experiment.objective, at(experiment.metrics))
+
+    blocks = n // EVALUATION_BATCH
+    if blocks <= 1 and n <= EVALUATION_BATCH:
+        return on(part)
+    head = jax.tree.map(
+        lambda a: a[: blocks * EVALUATION_BATCH].reshape((blocks, EVALUATION_BATCH) + a.shape[1:]), part
+    )
+    totals = jax.tree.map(lambda m: m.sum(0) * EVALUATION_BATCH, jax.lax.map(on, head))
+    left = n - blocks * EVALUATION_BATCH
+    if left:
+        last = on(jax.tree.map(lambda a: a[blocks * EVALUATION_BATCH :], part))
+        totals = jax.tree.map(lambda total, m: total + m * left, totals, last)
+    return jax.tree.map(lambda total: total / n, totals)
+
+
+def checked_metrics(metrics: Any, objective: str, at: str = "") -> dict[str, jax.Array]:
+    """Metrics as float32 scalars by name, or an error that says what they should have been."""
+    if not isinstance(metrics, Mapping):
+        raise InputError(
+            f"metrics() must return a dict of scalars, but it returned {type(metrics).__name__}; "
+            f"give each a name, such as {{{objective!r}: ...}}{at}"
+        )
+    if objective not in metrics:
+        raise InputError(
+            f"the objective {objective!r} must be one of the metrics, but they are "
+            f"{', '.join(map(repr, metrics)) or 'none'}; return it from metrics(), or name one of these as "
+            f"objective={at}"
+        )
+    checked = {}
+    for name, value in metrics.items():
+        array = jnp.asarray(value)
+        if array.shape != () or jnp.issubdtype(array.dtype, jnp.complexfloating):
+            raise InputError(
+                f"metrics(): {name!r} must be a real scalar, but its shape is {array.shape} and its dtype "
+                f"{array.dtype}; take the mean over the batch's examples{at}"
+            )
+        checked[str(name)] = array.astype(jnp.float32)
+    return checked
+
+
+def bind_model(experiment: Experiment, hp: Hyperparameters, params: Any, rest: Any) -> Any:
+    """A trained model as `metrics` receives it: parameters and other variables in place, evaluation mode."""
+    return kind_for(experiment, hp).bind(hp, params, rest, None, train=False)
+
+
+def kind_for(experiment: Experiment, hp: Hyperparameters) -> ModelKind:
+    """Which kind of model the experiment's `model()` returns for these settings."""
+    build = experiment.model
+    assert build is not None
+    return model_kind(build, build(hp, nnx.Rngs(0)))

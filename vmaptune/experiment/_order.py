@@ -1,0 +1,62 @@
+"""Each trial's own data order: every example once an epoch, from key, epoch and position alone.
+
+A table of orders would be `[L, examples]`, and a sort per lane slow, so the order is a keyed bijection of the
+index: the swap-or-not shuffle (Hoang, Morris, Rogaway, "An Enciphering Scheme Based on a Card Shuffle",
+CRYPTO 2012). It works for any number of examples as it is, without the cycle walking that a Feistel network
+needs, and is elementwise arithmetic on uint32.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def shuffle_rounds(n: int) -> int:
+    """How many rounds mix `n` examples well enough that no statistic tells them from a random order."""
+    return 2 * max(1, (n - 1).bit_length()) + 8
+
+
+def batch_indices(key_words: jax.Array, step: jax.Array, batch_size: int, n: int) -> jax.Array:
+    """The examples of one batch, as int32 indices below `n`, shape `[B]`.
+
+    Batches run through the epochs' orders without a gap: batch `step` holds positions `step * B` to
+    `step * B + B - 1`, and position `p` is the `p mod n`-th example of epoch `p // n`. A batch may reach into
+    the next epoch, so `B <= n`; `steps * B` must stay below 2^32.
+
+    Args:
+      key_words: uint32[2], the trial's own.
+      step: the number of the batch, from 0.
+    """
+    if n == 1:
+        return jnp.zeros(batch_size, jnp.int32)
+    size = jnp.uint32(n)
+    start = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(batch_size)
+    epoch, first = start // size, start % size
+    position = first + jnp.arange(batch_size, dtype=jnp.uint32)
+    in_next = position >= size
+    x = jnp.where(in_next, position - size, position)
+    rounds = shuffle_rounds(n)
+    now, after = (_round_keys(key_words, epoch + jnp.uint32(i), rounds) for i in (0, 1))
+    for r in range(rounds):
+        pivot = jnp.where(in_next, after[0][r] % size, now[0][r] % size)
+        salt = jnp.where(in_next, after[1][r], now[1][r])
+        partner = jnp.where(pivot >= x, pivot - x, pivot + size - x)  # (pivot - x) mod n, an involution
+        swap = _mix(jnp.maximum(x, partner) ^ salt) >> 31
+        x = jnp.where(swap == 1, partner, x)
+    return x.astype(jnp.int32)
+
+
+def _round_keys(key_words: jax.Array, epoch: jax.Array, rounds: int) -> tuple[jax.Array, jax.Array]:
+    """Two random words for each round of an epoch, each uint32[rounds]."""
+    count = jnp.arange(2 * rounds, dtype=jnp.uint32)
+    words = _mix(key_words[0] ^ _mix(epoch + jnp.uint32(0x9E3779B9)) ^ _mix(count * jnp.uint32(0x85EBCA6B)))
+    words = _mix(words + key_words[1])
+    return words[:rounds], words[rounds:]
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """The finaliser of MurmurHash3: every input bit reaches every output bit."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

@@ -1,0 +1,45 @@
+"""Where in a person's own code something went wrong."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_OURS = str(Path(__file__).parents[1])
+_LIBRARIES = tuple({_OURS, *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))})
+
+
+def frames_of(error: BaseException) -> list[traceback.FrameSummary]:
+    """The calls that led to the error, the outermost first."""
+    return list(traceback.extract_tb(error.__traceback__))
+
+
+def place_in(error: BaseException, file: str | None) -> str:
+    """The line of the person's code at which it went wrong, as `exp.py:12: code`; "" where there is none.
+
+    It is the innermost line in `file`, or else the innermost one that is in no library.
+    """
+    frames = frames_of(error)
+    own = [f for f in frames if f.filename == file] or [f for f in frames if _is_own(f.filename)]
+    return f"{own[-1].filename}:{own[-1].lineno}: {(own[-1].line or '').strip()}" if own else ""
+
+
+def at(function: Callable[..., Any] | None) -> str:
+    """The end of a message about what a person's function returned; "" where its place is not known."""
+    code = getattr(function, "__code__", None)
+    if code is None or not _is_own(code.co_filename):
+        return ""
+    return f"\n  at {code.co_filename}:{code.co_firstlineno}: {code.co_name}()"
+
+
+def described(error: BaseException) -> str:
+    """The error's class and the first line of what it says."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+
+
+def _is_own(filename: str) -> bool:
+    return not filename.startswith(("<frozen", *_LIBRARIES)) and "-packages" not in filename

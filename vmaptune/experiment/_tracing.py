@@ -1,0 +1,161 @@
+"""Which settings are static? Found out by tracing, never by asking.
+
+A setting is traced (an array, a value per lane) unless the code needs its value while the program is
+built: as a shape, in a Python branch, or because it is no number. Such a static setting makes a group,
+one compiled program for each of its values, so it must have finitely many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vmaptune.errors import InputError
+from vmaptune.experiment._experiment import Experiment, checked_metrics
+from vmaptune.experiment._places import described, frames_of, place_in
+from vmaptune.space import Space
+from vmaptune.task import Hyperparameters, Task
+
+# What Flax and optax refuse as a traced value, and what takes its place.
+WAYS_OUT = {
+    "warmup_cosine_decay_schedule": "vt.schedules.warmup_cosine(peak, steps, warmup)",
+    "warmup_exponential_decay_schedule": "vt.schedules.exponential(init, rate, transition)",
+    "sgdr_schedule": "vt.schedules.sgdr(peak, cycle)",
+    "exponential_decay": "vt.schedules.exponential(init, rate, transition)",
+    "cosine_decay_schedule": "vt.schedules.cosine(peak, steps)",
+    "cosine_onecycle_schedule": "vt.schedules.onecycle(peak, steps)",
+    "linear_onecycle_schedule": "vt.schedules.onecycle(peak, steps)",
+    "linear_schedule": "vt.schedules.linear(init, end, steps)",
+    "polynomial_schedule": "vt.schedules.polynomial(init, end, power, steps)",
+    "piecewise_constant_schedule": "vt.schedules.step_decay(init, boundaries, factors)",
+    "piecewise_interpolate_schedule": "vt.schedules.step_decay(init, boundaries, factors)",
+}
+STOCHASTIC = {"nnx": "vt.nn.Dropout(rate, rngs=rngs)", "linen": "vt.nn.LinenDropout(rate)"}
+
+
+@dataclass(frozen=True)
+class Statics:
+    """How the settings of a space reach the model."""
+
+    static: tuple[str, ...]  # plain Python values; trials are grouped by them
+    traced: tuple[str, ...]  # scalars, a value per lane
+
+    def group_of(self, params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+        """The static settings of a trial: trials that agree in them share one program."""
+        return tuple((name, params[name]) for name in self.static)
+
+
+def lane_arguments(space: Space, names: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """One lane's traced settings as shapes: float32 or int32 scalars."""
+    return {
+        name: jax.ShapeDtypeStruct((), jnp.int32 if space[name].is_integer else jnp.float32) for name in names
+    }
+
+
+def find_statics(experiment: Experiment, task: Task | None = None, file: str | None = None) -> Statics:
+    """Sorts the settings into static and traced ones.
+
+    Raises:
+      InputError: a continuous setting that is used as a static one; a model, loss or metric that fails.
+    """
+    space = experiment.space
+    assert isinstance(space, Space)
+    task = task or experiment.build()
+    first = {name: column[0] for name, column in space.sample(1, seed=0).items()}
+    first = {n: v.item() if isinstance(v, np.generic) else v for n, v in first.items()}
+
+    def failure(traced: tuple[str, ...], others: Mapping[str, Any] = {}) -> Exception | None:
+        return trace_failure(experiment, task, {**first, **others}, traced)
+
+    traced = tuple(n for n, d in space.items() if d.numeric and not d.static)
+    continuous = tuple(n for n in traced if space[n].n_values is None)
+    if failure(traced) is None:
+        return Statics(tuple(n for n in space if n not in traced), traced)
+
+    wrong = failure(())
+    if wrong is not None:
+        whole = {n: max(1, round(first[n])) for n in continuous}
+        if whole and failure((), whole) is None:
+            for name in whole:
+                if failure((), {**whole, name: first[name]}) is not None:
+                    raise InputError(_fraction(name, space, first[name], wrong, file)) from wrong
+        raise_as_input_error(wrong, file, first)
+    for name in continuous:
+        refused = failure((name,))
+        if refused is not None:
+            raise InputError(_refusal(name, space, refused, file)) from refused
+    finite = [n for n in traced if n not in continuous]
+    free = tuple(n for n in finite if failure((*continuous, n)) is None)
+    traced = tuple(n for n in traced if n in continuous or n in free)
+    together = failure(traced)
+    if together is not None:
+        raise_as_input_error(together, file, first)
+    return Statics(tuple(n for n in space if n not in traced), traced)
+
+
+def trace_failure(
+    experiment: Experiment, task: Task, values: Mapping[str, Any], traced: tuple[str, ...]
+) -> Exception | None:
+    """Traces the three functions of a lane with these settings traced; what they raised, if they did."""
+    space = experiment.space
+    assert isinstance(space, Space)
+
+    def lane(arrays: dict[str, jax.Array], seed: jax.Array) -> Any:
+        hp = Hyperparameters({name: arrays.get(name, value) for name, value in values.items()})
+        key = jax.random.key(seed)
+        state = task.init(hp, key)
+        out = task.step(state, hp, key)
+        return state, out, checked_metrics(task.evaluate(state, hp), experiment.objective)
+
+    try:
+        jax.eval_shape(lane, lane_arguments(space, traced), jax.ShapeDtypeStruct((), jnp.uint32))
+    except Exception as error:
+        return error
+    return None
+
+
+def raise_as_input_error(error: Exception, file: str | None, values: Mapping[str, Any]) -> None:
+    """Raises what the person's own code raised, with the line of their file."""
+    place = place_in(error, file)
+    if isinstance(error, InputError):
+        known = not place or (file is not None and not place.startswith(file)) or "\n  at " in str(error)
+        raise InputError(str(error) if known else f"{error}\n  at {place}") from error
+    settings = ", ".join(f"{n}={v!r}" for n, v in values.items())
+    raise InputError(
+        f"the experiment cannot be traced: {described(error)}\n  at {place}\n  with {settings}"
+    ) from error
+
+
+def _fraction(name: str, space: Space, value: Any, error: Exception, file: str | None) -> str:
+    return (
+        f"{name}: a setting used as a shape or a count must be a whole number, but {space[name]!r} drew {value!r}\n"
+        f"  at {place_in(error, file)}\n"
+        f"  way out: draw whole numbers with vt.ordinal([...]) or vt.randint(low, high); trials are grouped by them"
+    )
+
+
+def _refusal(name: str, space: Space, error: Exception, file: str | None) -> str:
+    ways = [
+        f"use {way} instead of {frame.name}, which takes no value per lane"
+        for frame in frames_of(error)
+        for function, way in WAYS_OUT.items()
+        if frame.name == function and "optax" in frame.filename
+    ]
+    for frame in frames_of(error):
+        if "stochastic" in frame.filename and "flax" in frame.filename:
+            kind = "nnx" if "nnx" in frame.filename else "linen"
+            ways.append(f"use {STOCHASTIC[kind]} instead of Flax's own, which takes no value per lane")
+    way = ways[0] if ways else (
+        "use it only in array arithmetic (jnp.where instead of `if`), or give it finitely many values, "
+        f"e.g. vt.ordinal([...]), so that it can be static"
+    )  # fmt: skip
+    return (
+        f"{name}: a continuous setting must stay a traced number, but the code needs its value while the "
+        f"program is built ({space[name]!r} would mean one compilation per value)\n"
+        f"  at {place_in(error, file)}\n  way out: {way}"
+    )

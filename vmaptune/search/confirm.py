@@ -1,0 +1,88 @@
+"""The last round: the best few settings again, on fresh seeds, because the best value seen is partly luck."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vmaptune.errors import InputError
+from vmaptune.search.zoom import Scored, best
+
+CONFIRM_SHARE = 8  # one in eight trainings confirms
+LEAST_TO_CONFIRM = 16  # with fewer trials in all, all of them search
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How a study's trials are split."""
+
+    rounds: tuple[int, ...]  # trials of each search round
+    finalists: int  # settings that are trained again
+    repeats: int  # fresh seeds of each
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A setting after its repeats."""
+
+    trial: int  # whose setting it is
+    mean: float  # of the repeats' values; lower is better
+    std: float  # of the repeats' values, n - 1 in the denominator; NaN with one repeat
+    repeats: int
+    infeasible: int  # repeats that ended not finite
+
+
+def split_budget(trials: int, rounds: int) -> Budget:
+    """Splits `trials` over `rounds` of search and the confirmation.
+
+    About an eighth confirms: of C trainings, about sqrt(2 C) finalists with C / finalists fresh seeds each, so
+    256 trials end with 8 finalists on 4 seeds. Below 16 trials nothing is left to confirm with. What does not
+    divide evenly goes to the first round.
+
+    Raises:
+      InputError: fewer trials than rounds.
+    """
+    if trials < 1 or rounds < 1 or rounds > trials:
+        raise InputError(
+            f"each round needs at least one trial, but got trials={trials}, rounds={rounds}; "
+            f"take more trials or fewer rounds"
+        )
+    count = repeats = 0
+    if trials >= LEAST_TO_CONFIRM and trials - trials // CONFIRM_SHARE >= rounds:
+        spare = max(4, trials // CONFIRM_SHARE)
+        count = max(2, min(spare // 2, round(math.sqrt(2 * spare))))
+        repeats = spare // count
+        if trials - count * repeats < rounds:
+            count = repeats = 0
+    search = trials - count * repeats
+    each = search // rounds
+    return Budget((search - each * (rounds - 1), *[each] * (rounds - 1)), count, repeats)
+
+
+def finalists(scored: Sequence[Scored], k: int) -> list[Scored]:
+    """The `k` best trials with settings that differ."""
+    chosen: list[Scored] = []
+    for candidate in best(scored, len(scored)):
+        if len(chosen) == k:
+            break
+        if all(candidate.params != other.params for other in chosen):
+            chosen.append(candidate)
+    return chosen
+
+
+def rank(groups: Mapping[int, Sequence[float]]) -> list[Confirmed]:
+    """Settings by the mean of their repeats, best first; one with a repeat that is not finite comes last."""
+    ranked = []
+    for trial, values in groups.items():
+        finite = [v for v in values if math.isfinite(v)]
+        std = float(np.std(finite, ddof=1)) if len(finite) > 1 else math.nan
+        mean = float(np.mean(finite)) if finite else math.nan
+        ranked.append(Confirmed(trial, mean, std, len(values), len(values) - len(finite)))
+    return sorted(ranked, key=lambda c: (c.infeasible > 0, c.infeasible, _last(c.mean), c.trial))
+
+
+def _last(value: float) -> float:
+    return value if math.isfinite(value) else math.inf

@@ -1,0 +1,21 @@
+"""Scales, and the way between a sample and the unit cube. NumPy only."""
+
+from vmaptune.space._designs import METHODS, unit_points
+from vmaptune.space._distributions import (
+    Distribution,
+    choice,
+    distribution_from_json,
+    loguniform,
+    lograndint,
+    ordinal,
+    randint,
+    reverseloguniform,
+    uniform,
+)
+from vmaptune.space._expressions import parse_expression
+from vmaptune.space._space import Space
+
+__all__ = [
+    "METHODS", "Distribution", "Space", "choice", "distribution_from_json", "loguniform", "lograndint",
+    "ordinal", "parse_expression", "randint", "reverseloguniform", "uniform", "unit_points",
+]  # fmt: skip

@@ -1,0 +1,32 @@
+"""Writing a file whole or not at all."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from vmaptune.errors import StudyError
+
+
+def write_whole(path: str | Path, *parts: bytes | memoryview) -> None:
+    """Writes `parts` as one file: a reader sees the old file or the new one, never a cut one.
+
+    The directory is made if need be. Raises StudyError, naming the file, when it cannot be written.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, ValueError) as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or error
+        raise StudyError(
+            f"{path} cannot be written: {reason}; what was there before is kept. "
+            "Check the disk's space and rights"
+        ) from error

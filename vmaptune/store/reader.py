@@ -1,0 +1,312 @@
+"""Reading a study: beside a running writer, after a killed one, and from a read-only directory."""
+
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vmaptune.errors import InputError, StudyError
+from vmaptune.store.encoding import decode_float, from_json
+from vmaptune.store.rows import CurvePoint, DecisionRow, GroupRow, Progress, RoundRow, TrialRow
+from vmaptune.store.schema import APPLICATION_ID, FILE_NAME, FINISHED, SCHEMA_VERSION, TABLES
+from vmaptune.store.states import State
+
+_TRIAL = "SELECT trial, round, grp, state, reason, seed, steps, value, params, of, metrics FROM trials"
+_WAIT = 30.0  # seconds to wait for a lock before it is an error
+
+
+class Reading:
+    """The read methods that the reader and the writer share. Nothing is cached: each call reads the file."""
+
+    def __init__(self, directory: Path, connection: sqlite3.Connection) -> None:
+        self.directory = directory
+        self._connection = connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All reads inside see the study as it was at the first of them. Keep it short: it holds the log."""
+        if self._connection.in_transaction:
+            yield
+            return
+        self._query("BEGIN")
+        try:
+            yield
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+    def meta(self) -> dict[str, Any]:
+        return {
+            key: self._json(value) for key, value in self._query("SELECT key, value FROM meta ORDER BY rowid")
+        }
+
+    def finished(self) -> bool:
+        """Whether the study came to its end: its meta entry FINISHED is true."""
+        found = self._query("SELECT value FROM meta WHERE key = ?", FINISHED)
+        return bool(found and self._json(found[0][0]))
+
+    def rounds(self) -> list[RoundRow]:
+        found = self._query(
+            "SELECT round, kind, space, trials, started, finished, info FROM rounds ORDER BY round"
+        )
+        return [
+            RoundRow(number, kind, self._json(space), trials, started, finished, self._json(info))
+            for number, kind, space, trials, started, finished, info in found
+        ]
+
+    def trials(self, round: int | None = None, state: State | str | None = None) -> list[TrialRow]:
+        """All trials in the order of their ids, or those of one round or in one state."""
+        wanted = None if state is None else str(State(state))
+        found = self._query(
+            f"{_TRIAL} WHERE (?1 IS NULL OR round = ?1) AND (?2 IS NULL OR state = ?2) ORDER BY trial",
+            round,
+            wanted,
+        )
+        return [self._trial(row) for row in found]
+
+    def trial(self, trial: int) -> TrialRow:
+        """One trial. Raises InputError when the study has none of that number."""
+        found = self._query(f"{_TRIAL} WHERE trial = ?", trial)
+        if not found:
+            low, high = self._query("SELECT min(trial), max(trial) FROM trials")[0]
+            there = "has no trials yet" if low is None else f"has trials {low} to {high}"
+            raise InputError(f"{self.directory} has no trial {trial}; it {there}")
+        return self._trial(found[0])
+
+    def curve(self, trial: int) -> list[CurvePoint]:
+        """The points of one trial by step; empty when it has none."""
+        found = self._query(
+            "SELECT step, loss, value, metrics FROM curves WHERE trial = ? ORDER BY step", trial
+        )
+        return [
+            CurvePoint(trial, step, self._float(loss), self._float(value), self._json(metrics))
+            for step, loss, value, metrics in found
+        ]
+
+    def curves(self) -> Iterator[tuple[int, list[CurvePoint]]]:
+        """Each trial that has points, by its id, with its curve. One trial at a time is in memory."""
+        for (trial,) in self._query("SELECT DISTINCT trial FROM curves ORDER BY trial"):
+            yield trial, self.curve(trial)
+
+    def groups(self) -> list[GroupRow]:
+        found = self._query("SELECT grp, static, plan, compile_seconds, info FROM groups ORDER BY grp")
+        return [
+            GroupRow(group, self._json(static), self._json(plan), self._float(seconds), self._json(info))
+            for group, static, plan, seconds, info in found
+        ]
+
+    def decisions(self, kind: str | None = None) -> list[DecisionRow]:
+        """All decisions in the order in which they were taken, or those of one kind."""
+        found = self._query(
+            "SELECT id, round, kind, data, time FROM decisions WHERE ?1 IS NULL OR kind = ?1 ORDER BY id",
+            kind,
+        )
+        return [
+            DecisionRow(row, number, what, self._json(data), time) for row, number, what, data, time in found
+        ]
+
+    def counts(self) -> dict[State, int]:
+        """How many trials are in each state; every state is there, with 0 when none is in it."""
+        found = self._query("SELECT state, count(*) FROM trials GROUP BY state")
+        return dict.fromkeys(State, 0) | {self._state(state): count for state, count in found}
+
+    def progress(self) -> Progress:
+        """How far the study is."""
+        with self.snapshot():
+            rounds = self._query("SELECT round, kind, trials, started, finished FROM rounds ORDER BY round")
+            number, kind, trials, *_ = rounds[-1] if rounds else (None, None, 0)
+            ended = self._query(
+                "SELECT count(*) FROM trials WHERE round = ? AND state <> ?", number, str(State.RUNNING)
+            )
+            steps = self._query(
+                "SELECT coalesce(sum(max(t.steps, coalesce((SELECT max(step) FROM curves c "
+                "WHERE c.trial = t.trial), 0))), 0) FROM trials t"
+            )
+            return Progress(
+                finished=self.finished(),
+                rounds=len(rounds),
+                rounds_finished=sum(row[4] is not None for row in rounds),
+                round=number,
+                kind=kind,
+                trials=trials,
+                ended=ended[0][0],
+                steps=steps[0][0],
+                counts=self.counts(),
+                started=rounds[0][3] if rounds else None,
+            )
+
+    def _query(self, sql: str, *values: Any) -> list[Any]:
+        """All rows at once, so that no read stays open and holds up the writer's checkpoints."""
+        try:
+            return self._connection.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise unreadable(self.directory, error) from error
+
+    def _trial(self, row: Any) -> TrialRow:
+        trial, number, group, state, reason, seed, steps, value, params, of, metrics = row
+        return TrialRow(
+            trial=trial,
+            round=number,
+            group=group,
+            state=self._state(state),
+            reason=reason,
+            seed=seed,
+            steps=steps,
+            value=self._float(value),
+            params=self._json(params),
+            of=of,
+            metrics=self._json(metrics),
+        )
+
+    def _state(self, stored: str) -> State:
+        try:
+            return State(stored)
+        except ValueError as error:
+            raise unreadable(self.directory, error) from error
+
+    def _json(self, stored: str) -> Any:
+        try:
+            return from_json(stored)
+        except StudyError as error:
+            raise unreadable(self.directory, error) from error
+
+    def _float(self, stored: Any) -> float | None:
+        try:
+            return decode_float(stored)
+        except StudyError as error:
+            raise unreadable(self.directory, error) from error
+
+
+class LedgerReader(Reading):
+    """A study, read only. It never takes a lock that the writer waits for, and never writes."""
+
+    def __init__(
+        self, directory: Path, connection: sqlite3.Connection, copy: "tempfile.TemporaryDirectory[str] | None"
+    ) -> None:
+        super().__init__(directory, connection)
+        self._copy = copy
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Self:
+        """Opens the study in `directory`.
+
+        Raises InputError when there is no study.db, StudyError when it is not a study, is damaged or is newer
+        than this vmaptune.
+        """
+        directory = Path(directory)
+        path = directory / FILE_NAME
+        if not has_file(path):
+            raise InputError(
+                f"{directory} holds no study: there is no {FILE_NAME} in it; "
+                "give the directory that `vmaptune run` wrote to (its --out)"
+            )
+        try:
+            connection, copy = _connect(path)
+        except (sqlite3.Error, OSError) as error:
+            raise unreadable(directory, error) from error
+        reader = cls(directory, connection, copy)
+        try:
+            check(directory, connection)
+        except BaseException:
+            reader.close()
+            raise
+        return reader
+
+    def close(self) -> None:
+        super().close()
+        if self._copy is not None:
+            self._copy.cleanup()
+
+
+def has_file(path: Path) -> bool:
+    """Whether there is anything at `path`. Raises InputError when the system does not let us see."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot look into {path.parent}: {error}; give a directory that you can read"
+        ) from error
+    return True
+
+
+def connect(target: str) -> sqlite3.Connection:
+    """A connection that leaves transactions to us. It may pass from thread to thread, one at a time."""
+    return sqlite3.connect(target, timeout=_WAIT, isolation_level=None, check_same_thread=False, uri=True)
+
+
+def check(directory: Path, connection: sqlite3.Connection) -> None:
+    """Raises StudyError unless the file is a study whose schema this vmaptune knows."""
+    try:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        there = {
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        }
+    except sqlite3.Error as error:
+        raise unreadable(directory, error) from error
+    if application != APPLICATION_ID:
+        raise StudyError(
+            f"{directory / FILE_NAME} is not a vmaptune study (application_id {application:#x}, "
+            f"expected {APPLICATION_ID:#x}); give the directory of a study"
+        )
+    if version > SCHEMA_VERSION:
+        raise StudyError(
+            f"{directory} was written by a newer vmaptune (schema {version}; this one knows "
+            f"{SCHEMA_VERSION}); upgrade vmaptune to read it"
+        )
+    missing = sorted(TABLES.keys() - there)
+    if missing:
+        raise unreadable(directory, f"its tables {', '.join(missing)} are missing")
+
+
+def unreadable(directory: Path, why: object) -> StudyError:
+    return StudyError(
+        f"{directory / FILE_NAME} cannot be read: {why}; if it is damaged, restore it from a copy, "
+        "or run the study again with another --out"
+    )
+
+
+def _connect(path: Path) -> "tuple[sqlite3.Connection, tempfile.TemporaryDirectory[str] | None]":
+    """A read-only connection, and the copy that it reads from where the directory forces one."""
+    uri = path.absolute().as_uri()
+    connection = connect(f"{uri}?mode=ro")
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return connection, None
+    except sqlite3.OperationalError as error:
+        connection.close()
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            raise
+    except BaseException:
+        connection.close()
+        raise
+    # A read-only directory, where SQLite cannot make the index of the write-ahead log. With no log the file
+    # is all there is. With a log (its writer was killed) the file alone is old or torn: read a copy of both.
+    log = path.with_name(f"{path.name}-wal")
+    if not log.exists() or log.stat().st_size == 0:
+        return connect(f"{uri}?mode=ro&immutable=1"), None
+    copy = tempfile.TemporaryDirectory(prefix="vmaptune-")
+    try:
+        for source in (path, log):
+            shutil.copyfile(source, Path(copy.name) / source.name)
+        return connect(f"{(Path(copy.name) / path.name).as_uri()}?mode=ro"), copy
+    except BaseException:
+        copy.cleanup()
+        raise

@@ -1,0 +1,11 @@
+"""The round loop, and the study that it leaves on disk."""
+
+from vmaptune.study._api import Check, Replay, changed_space, check, replay, run
+from vmaptune.study._options import Options
+from vmaptune.study._run import Listener, Progress, Silent
+from vmaptune.study._study import Study, load
+
+__all__ = [
+    "Check", "Listener", "Options", "Progress", "Replay", "Silent", "Study", "changed_space", "check", "load",
+    "replay", "run",
+]  # fmt: skip

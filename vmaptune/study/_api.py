@@ -1,0 +1,266 @@
+"""`run`, `check` and `replay`: what the command line and a notebook call."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmaptune.engine.alone import train_alone
+from vmaptune.engine.devices import prepare_devices
+from vmaptune.engine.lanes import Point
+from vmaptune.engine.plan import Costs, Plan, default_plan, parse_plan
+from vmaptune.engine.program import LaneFunctions, Program
+from vmaptune.errors import InputError
+from vmaptune.experiment import (
+    Experiment,
+    LoadedExperiment,
+    find_statics,
+    lane_arguments,
+    load_experiment,
+    raise_as_input_error,
+)
+from vmaptune.space import Space
+from vmaptune.study._options import Options, options_for
+from vmaptune.study._run import Listener, Silent, StudyRun
+from vmaptune.study._study import Study, load
+
+REPLAY_TOLERANCE = 1e-4  # relative, on the loss curve, while it is not chaotic
+CHAOS_NUDGE = 1e-6  # about eight rounding errors of float32
+
+
+def run(
+    experiment: Experiment | LoadedExperiment | str | Path,
+    *,
+    trials: int | None = None,
+    rounds: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    keep: float | None = None,
+    method: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    expand: bool = False,
+    plan: str | None = None,
+    lanes: int | None = None,
+    listener: Listener | None = None,
+) -> Study:
+    """Searches an experiment's settings, coarse to fine, and confirms the winner on fresh seeds.
+
+    Args:
+      experiment: a `vt.Experiment`, or the path of an exp.py.
+      trials: the study's total number of trainings, over all rounds and the confirmation.
+      rounds: how many times the space is drawn from, each time finer.
+      steps: training steps of each trial, instead of the experiment's own.
+      seed: from it and a trial's id come all of the study's random numbers.
+      out: the study's directory, `runs/<name>` by default; it must not hold a study yet.
+      keep: the share of a round that seeds the next one.
+      method: "sobol" (the default), "random", "halton" or "grid".
+      changes: settings to replace in the space, name -> distribution or value.
+      expand: whether a zoom may leave the first space where the best trials lean on its bounds.
+      plan: what to pin of the plan, e.g. "devices=2,lanes=16,every=50".
+      lanes: the most lanes alive at once; more trials wait in a queue.
+      listener: told of progress and warnings.
+
+    Returns:
+      The finished study; `study.best_params`, `study.best_model()`.
+
+    Raises:
+      InputError: a mistake in the experiment or in an argument; nothing has been written then.
+    """
+    listener = listener or Silent()
+    note = prepare_devices()
+    source, experiment = _resolve(experiment)
+    if changes:
+        experiment = experiment.with_changes(space=changed_space(experiment.space, changes))
+    options = options_for(
+        experiment, trials=trials, rounds=rounds, steps=steps, seed=seed, keep=keep, method=method,
+        expand=expand, plan=parse_plan(plan or ""), lanes=lanes,
+    )  # fmt: skip
+    name = source.name if source else experiment.name or "study"
+    directory = Path(out) if out is not None else Path("runs") / name
+    if note:
+        listener.note(note)
+    study = StudyRun(
+        experiment, options, directory, source=source, listener=listener, warnings=[note] if note else []
+    )
+    study.run()
+    return load(directory, experiment)
+
+
+def changed_space(space: Any, changes: Mapping[str, Any]) -> Space:
+    """The space with some settings replaced.
+
+    Raises:
+      InputError: a name that the space does not have.
+    """
+    for name in changes:
+        if name not in space:
+            raise InputError(
+                f"--set {name}=...: the space has no setting {name!r}; it has: {', '.join(space)}"
+            )
+    return Space({**space, **changes})
+
+
+def _resolve(experiment: Any) -> tuple[LoadedExperiment | None, Experiment]:
+    if isinstance(experiment, (str, Path)):
+        experiment = load_experiment(experiment)
+    if isinstance(experiment, LoadedExperiment):
+        return experiment, experiment.experiment
+    if isinstance(experiment, Experiment):
+        return None, experiment
+    raise InputError(f"run() takes a vt.Experiment or a path, but got {type(experiment).__name__}")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `check` found; nothing was trained."""
+
+    name: str
+    space: Space
+    samples: list[dict[str, Any]]
+    static: tuple[str, ...]
+    traced: tuple[str, ...]
+    options: Options
+    groups: list[tuple[dict[str, Any], int]]  # static settings and trials of the first round
+    plan: Plan
+    costs: Costs
+    memory_bytes: int  # of one call's lanes
+    compile_seconds: float
+
+
+def check(
+    experiment: Experiment | LoadedExperiment | str | Path,
+    *,
+    trials: int | None = None,
+    rounds: int | None = None,
+    steps: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+    plan: str | None = None,
+) -> Check:
+    """Resolves an experiment and compiles its first group, without training anything.
+
+    Raises:
+      InputError: a mistake in the experiment.
+    """
+    prepare_devices()
+    source, experiment = _resolve(experiment)
+    if changes:
+        experiment = experiment.with_changes(space=changed_space(experiment.space, changes))
+    options = options_for(
+        experiment, trials=trials, rounds=rounds, steps=steps, plan=parse_plan(plan or "")
+    )
+    experiment = experiment.with_changes(steps=steps)
+    space = experiment.space
+    assert isinstance(space, Space)
+    file = source.path if source else None
+    task = experiment.build()
+    statics = find_statics(experiment, task, file)
+    traced = lane_arguments(space, statics.traced)
+    samples = rows_of(space.sample(options.budget().rounds[0], seed=(options.seed, 0), method=options.method))
+    groups: dict[tuple, int] = {}
+    for params in samples:
+        key = statics.group_of(params)
+        groups[key] = groups.get(key, 0) + 1
+    try:
+        functions = LaneFunctions(task, dict(next(iter(groups))), traced)
+    except Exception as error:
+        raise_as_input_error(error, file, samples[0])
+        raise
+    costs = functions.costs()
+    chosen = default_plan(
+        costs, steps=experiment.total_steps(samples[0]), trials=next(iter(groups.values())),
+        pinned=dict(options.plan),
+    )  # fmt: skip
+    program = Program(functions, traced, chosen)
+    return Check(
+        name=source.name if source else experiment.name or "study",
+        space=space, samples=samples[:5], static=statics.static, traced=statics.traced, options=options,
+        groups=[(dict(key), count) for key, count in groups.items()], plan=chosen, costs=costs,
+        memory_bytes=program.memory_bytes, compile_seconds=program.compile_seconds,
+    )  # fmt: skip
+
+
+def rows_of(samples: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Columns by name as a list of settings, in plain Python values."""
+    names = list(samples)
+    return [
+        {n: v.item() if isinstance(v, np.generic) else v for n, v in zip(names, values, strict=True)}
+        for values in zip(*samples.values(), strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One trial of a ledger, trained again alone."""
+
+    trial: int
+    steps: list[int]
+    ledger: list[float]  # mean training loss of each segment (the objective for a task without a loss)
+    alone: list[float]
+    difference: float  # the largest relative difference before the curve turns chaotic
+    chaotic_from: int | None  # the first step at which a rounding error has grown past the tolerance
+    compared: int  # segments before that step
+    agrees: bool
+    seconds: float
+
+
+def replay(study: Study | str | Path, trial: int, experiment: Experiment | None = None) -> Replay:
+    """Trains one trial of a study alone, without vmap, and compares its curve with the ledger's.
+
+    The curve is compared up to where training is chaotic: where the same trial, each number of its initial
+    state multiplied by 1 ± 1e-6, has moved by more than the tolerance (1e-4, relative).
+
+    Raises:
+      InputError: no such trial, or the experiment's file is gone or has changed.
+    """
+    prepare_devices()
+    started = time.perf_counter()
+    study = study if isinstance(study, Study) else load(study)
+    row = study.ledger.trial(trial)
+    curve = study.curve(trial)
+    if not curve:
+        raise InputError(f"{study.directory}: trial {trial} has no curve yet (it is {row.state}); pick another")
+    experiment = study._own_experiment(experiment)
+    steps = study.meta["options"]["steps"]
+    experiment = experiment.with_changes(space=study.space, steps=steps)
+    task = experiment.build()
+    static = tuple(study.meta["static"])
+    traced = tuple(name for name in study.space if name not in static)
+    functions = LaneFunctions(
+        task, {n: row.params[n] for n in static}, lane_arguments(study.space, traced)
+    )
+    stops = [point.step for point in curve]
+    settings = {n: row.params[n] for n in traced}
+    alone = train_alone(functions, settings, row.seed, stops)
+    nudged = train_alone(functions, settings, row.seed, stops, nudge=CHAOS_NUDGE)
+
+    def values(points: list[Point]) -> list[float]:
+        objective = experiment.objective
+        return [p.loss if task.has_loss else p.metrics[objective] for p in points]
+
+    recorded = [p.loss if task.has_loss else p.value for p in curve]
+    chaotic_from = None
+    largest, compared = 0.0, 0
+    for stop, was, now, moved in zip(stops, recorded, values(alone), values(nudged), strict=True):
+        if _relative(now, moved) > REPLAY_TOLERANCE:
+            chaotic_from = stop
+            break
+        largest, compared = max(largest, _relative(was, now)), compared + 1
+    return Replay(
+        trial=trial, steps=stops, ledger=recorded, alone=values(alone), difference=largest,
+        chaotic_from=chaotic_from, compared=compared, agrees=largest <= REPLAY_TOLERANCE,
+        seconds=time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _relative(a: float | None, b: float | None) -> float:
+    a, b = (math.nan if v is None else v for v in (a, b))
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return 0.0 if str(a) == str(b) else math.inf
+    return abs(a - b) / max(abs(a), abs(b), 1e-12)

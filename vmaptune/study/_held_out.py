@@ -1,0 +1,37 @@
+"""The confirmed winner on the test part of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vmaptune.engine.program import LaneFunctions, unpack
+from vmaptune.experiment import Experiment, kind_for, metrics_on
+from vmaptune.task import Hyperparameters
+
+
+def held_out_values(
+    experiment: Experiment,
+    functions: LaneFunctions,
+    static: Mapping[str, Any],
+    traced: Mapping[str, Any],
+    states: Sequence[Any],
+) -> list[float]:
+    """The objective of each of these final states on the test part."""
+    data = experiment.loaded_data()
+    part, n = jax.tree.map(jnp.asarray, data.test), data.size("test")
+    order = tuple(experiment.space)
+
+    @jax.jit
+    def measure(state: Any, arrays: Any, part: Any) -> Any:
+        hp = Hyperparameters({name: arrays.get(name, static.get(name)) for name in order})
+        return metrics_on(experiment, kind_for(experiment, hp), unpack(state, functions.key_kinds), hp, part, n)
+
+    arrays = {n: jnp.asarray(v, functions.traced[n].dtype) for n, v in traced.items()}
+    return [float(np.asarray(measure(s, arrays, part)[experiment.objective])) for s in states]
+
+

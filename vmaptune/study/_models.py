@@ -1,0 +1,59 @@
+"""A trained model from its saved arrays and the experiment's code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vmaptune.engine.program import LaneFunctions, pack, unpack
+from vmaptune.errors import InputError
+from vmaptune.experiment import Experiment, bind_model, find_statics, lane_arguments
+from vmaptune.store.ledger import TrialRow
+from vmaptune.store.weights import load_weights
+from vmaptune.task import Hyperparameters
+
+
+def rebuild(experiment: Experiment, trial: TrialRow, path: Path) -> Any:
+    """The model of a trial, from its weights file.
+
+    Raises:
+      InputError: the weights do not fit the experiment's model. StudyError: the file is damaged.
+    """
+    saved = load_weights(path)
+    task = experiment.build()
+    statics = find_statics(experiment, task)
+    functions = LaneFunctions(
+        task, dict(statics.group_of(trial.params)), lane_arguments(experiment.space, statics.traced)
+    )
+    is_model = experiment.task is None
+    wanted, kinds = functions.state, functions.key_kinds
+    if is_model:
+        wanted, kinds = ({part: tree[part] for part in ("params", "rest")} for tree in (wanted, kinds))
+    packed = jax.eval_shape(pack, wanted)
+    flat, tree = jax.tree_util.tree_flatten_with_path(packed)
+    leaves = []
+    for key_path, shape in flat:
+        name = jax.tree_util.keystr(key_path)
+        array = saved.get(name)
+        if array is None or tuple(np.shape(array)) != shape.shape:
+            found = "is missing" if array is None else f"has shape {np.shape(array)}"
+            raise InputError(
+                f"{path}: the weights do not fit the experiment's model: {name} must have shape "
+                f"{shape.shape}, but {found}; use the experiment that the study ran"
+            )
+        leaves.append(jnp.asarray(array))
+    state = unpack(jax.tree.unflatten(tree, leaves), kinds)
+    if not is_model:
+        return state
+    hp = Hyperparameters(
+        {n: v if n in statics.static else _as_scalar(v) for n, v in trial.params.items()}
+    )
+    return bind_model(experiment, hp, state["params"], state["rest"])
+
+
+def _as_scalar(value: Any) -> Any:
+    return jnp.asarray(value, jnp.float32 if isinstance(value, float) else jnp.int32)

@@ -1,0 +1,84 @@
+"""What `run` was asked, checked before anything compiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vmaptune.errors import InputError
+from vmaptune.experiment import Experiment
+from vmaptune.search.confirm import Budget, split_budget
+
+DEFAULT_TRIALS = 512
+DEFAULT_ROUNDS = 4
+KEEP = 0.15  # the slice; measured against wider ones
+MARGIN = 0.10
+METHODS = ("random", "sobol", "halton", "grid")
+
+
+@dataclass(frozen=True)
+class Options:
+    """A study's settings. `trials` is the total, confirmation included."""
+
+    trials: int = DEFAULT_TRIALS
+    rounds: int = DEFAULT_ROUNDS
+    steps: int | None = None
+    seed: int = 0
+    keep: float = KEEP
+    margin: float = MARGIN
+    method: str = "sobol"
+    expand: bool = False
+    plan: Mapping[str, int] = field(default_factory=dict)
+    lanes: int | None = None  # the most lanes alive at once in a group
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "rounds", "steps", "lanes"):
+            value = getattr(self, name)
+            if value is None and name in ("steps", "lanes"):
+                continue
+            if not _is_int(value) or value < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, but got {value!r}")
+        if not _is_int(self.seed) or self.seed < 0:
+            raise InputError(f"seed must be a whole number of at least 0, but got {self.seed!r}")
+        if not _is_real(self.keep) or not 0 < self.keep <= 1:
+            raise InputError(
+                f"keep, the share of a round that seeds the next, must be above 0 and at most 1, "
+                f"but got {self.keep!r}; {KEEP} is the default"
+            )
+        if not _is_real(self.margin) or self.margin < 0:
+            raise InputError(f"margin must be at least 0, but got {self.margin!r}")
+        if self.method not in METHODS:
+            raise InputError(f"method must be one of {', '.join(METHODS)}, but got {self.method!r}")
+        self.budget()
+
+    def budget(self) -> Budget:
+        """How the trials are split over rounds and confirmation."""
+        return split_budget(self.trials, self.rounds)
+
+
+def options_for(experiment: Experiment, **given: Any) -> Options:
+    """The options that were given, over the experiment's own, over the defaults."""
+    own = {"trials": experiment.trials, "rounds": experiment.rounds}
+    chosen = {name: value for name, value in own.items() if value is not None}
+    chosen.update({name: value for name, value in given.items() if value is not None})
+    trials = chosen.get("trials", DEFAULT_TRIALS)
+    if given.get("rounds") is None and _is_int(trials) and trials >= 1:
+        chosen["rounds"] = max(1, min(chosen.get("rounds", DEFAULT_ROUNDS), trials // 8))
+    return Options(**chosen)
+
+
+def trial_seed(study_seed: int, trial: int) -> int:
+    """The seed of a trial, from the study's seed and the trial's id alone; from 0 to 2^31 - 1."""
+    return int(np.random.SeedSequence([study_seed, trial]).generate_state(1)[0] & 0x7FFFFFFF)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,160 @@
+"""A study on disk, as a person holds it: the best setting, the trials, the trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vmaptune.errors import InputError, StudyError
+from vmaptune.space import Space
+from vmaptune.store.ledger import LedgerReader, TrialRow
+from vmaptune.store.tables import trials_csv
+
+
+class Study:
+    """A study directory, read from its ledger alone.
+
+    `study.best_params`, `.best_value`, `.best_trial`, `.best_model()`, `.trials()`, `.trials_dataframe()`.
+    """
+
+    def __init__(self, directory: str | Path, experiment: Any = None):
+        self.directory = Path(directory)
+        self._experiment = experiment
+        self.ledger = LedgerReader.open(self.directory)
+        self._meta = self.ledger.meta()
+
+    def __repr__(self) -> str:
+        return f"<vmaptune study {self.directory}: {'finished' if self.ledger.finished() else 'unfinished'}, best {self._best_or_none()}>"
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What `run --json` printed.
+
+        Raises:
+          StudyError: the study is not finished.
+        """
+        result = self._meta.get("result")
+        if result is None:
+            raise StudyError(
+                f"{self.directory}: the study is not finished, so it has no result yet; `python -m vmaptune status {self.directory}` says where it stands"
+            )
+        return result
+
+    def _best_or_none(self) -> Any:
+        return (self._meta.get("result") or {}).get("best")
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The winner: trial, value (mean over fresh seeds), value_std, repeats, best_seen, params.
+
+        Raises:
+          StudyError: the study is not finished, or every trial was infeasible.
+        """
+        best = self.result["best"]
+        if best is None:
+            raise StudyError(f"{self.directory}: every trial was infeasible, so there is no best one")
+        return best
+
+    @property
+    def best_trial(self) -> TrialRow:
+        """The trial whose setting won."""
+        return self.ledger.trial(self.best["trial"])
+
+    @property
+    def best_params(self) -> dict[str, Any]:
+        """The winning setting, by name."""
+        return self.best["params"]
+
+    @property
+    def best_value(self) -> float:
+        """The winner's objective: its mean over fresh seeds where it was confirmed."""
+        return self.best["value"]
+
+    @property
+    def space(self) -> Space:
+        """The first round's space."""
+        return Space.from_json(self._meta["space"])
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """Options, versions, machine, the experiment's source and hash."""
+        return self._meta
+
+    def trials(self, **where: Any) -> list[TrialRow]:
+        """The trials, by `round=` and `state=` if given."""
+        return self.ledger.trials(**where)
+
+    def curve(self, trial: int) -> list[Any]:
+        """A trial's curve: a point with step, loss, value and metrics for each segment."""
+        return self.ledger.curve(trial)
+
+    def trials_dataframe(self) -> Any:
+        """The trials as a pandas DataFrame, with the columns of trials.csv.
+
+        Raises:
+          InputError: pandas is not installed.
+        """
+        try:
+            import pandas  # type: ignore[import-untyped,unused-ignore]
+        except ImportError:
+            raise InputError(
+                "trials_dataframe() needs pandas, which is not installed: pip install pandas"
+            ) from None
+        import io
+
+        return pandas.read_csv(io.StringIO(trials_csv(self.ledger)), dtype={"reason": str, "state": str})
+
+    def best_model(self, experiment: Any = None) -> Any:
+        """The winner's trained model: the repeat with the best validation value.
+
+        A Flax nnx module in evaluation mode, a bound linen model to call, or the pytree of parameters; for a
+        `vt.Task`, its final state. The weights come from the study; the code that rebuilds the module is the
+        `experiment` given here, or else the experiment's file where it was when the study ran.
+
+        Raises:
+          StudyError: no weights were saved (nothing finished, or nothing was confirmed).
+          InputError: the experiment's file is gone or has changed, and no `experiment` was given.
+        """
+        from vmaptune.study._models import rebuild
+
+        if "best" not in (self._meta.get("weights") or {}):
+            raise StudyError(
+                f"{self.directory}: the study has no saved model: weights are kept from the confirming round, "
+                f"which it did not reach or did not have"
+            )
+        trial = self.ledger.trial(self._meta["weights"]["best"])
+        return rebuild(self._own_experiment(experiment), trial, self.directory / "best" / "best.weights")
+
+    def _own_experiment(self, experiment: Any) -> Any:
+        from vmaptune.experiment import load_experiment
+
+        experiment = experiment or self._experiment
+        if experiment is not None:
+            return experiment
+        origin = self._meta["experiment"]
+        if origin["path"] is None or not Path(origin["path"]).exists():
+            raise InputError(
+                f"{self.directory}: the experiment's code is needed, but its file "
+                f"{origin['path'] or '(it was run from Python)'} is not there; pass experiment=..."
+            )
+        loaded = load_experiment(origin.get("spec") or origin["path"])
+        if loaded.sha256 != origin["sha256"]:
+            raise InputError(
+                f"{origin['path']} has changed since the study ran (sha256 {loaded.sha256[:12]}, then "
+                f"{origin['sha256'][:12]}); bring the old one back, or pass experiment=... to use another"
+            )
+        return loaded.experiment
+
+    def close(self) -> None:
+        """Closes the ledger."""
+        self.ledger.close()
+
+
+def load(directory: str | Path, experiment: Any = None) -> Study:
+    """Opens a study directory for reading. It may still be running; nothing in it is executed.
+
+    Raises:
+      InputError: there is no study at this path. StudyError: it cannot be read.
+    """
+    return Study(directory, experiment)

@@ -1,0 +1,81 @@
+"""The contract that the engine knows: three pure functions of ONE lane, and the settings they receive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+State = Any  # any pytree of arrays
+
+
+@jax.tree_util.register_pytree_node_class
+class Hyperparameters(Mapping):
+    """One lane's settings: `hp.learning_rate`, `hp["learning_rate"]`, `**hp`.
+
+    A traced setting is a scalar array (float32 or int32), a static one a plain Python value.
+    Immutable; a pytree whose leaves are the traced settings.
+    """
+
+    __slots__ = ("_values",)
+    _values: dict[str, Any]
+
+    def __init__(self, values: Mapping[str, Any]):
+        object.__setattr__(self, "_values", dict(values))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(
+                f"hp.{name}: the space has no setting of this name (it has: {', '.join(self._values)}); "
+                f"add it to the space or correct the name"
+            ) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"hp.{name} cannot be set: settings are drawn from the space, never changed")
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return "hp(" + ", ".join(f"{name}={value!r}" for name, value in self._values.items()) + ")"
+
+    def tree_flatten(self):
+        traced = {n: v for n, v in self._values.items() if isinstance(v, (jax.Array, np.ndarray, np.generic))}
+        static = tuple((n, v) for n, v in self._values.items() if n not in traced)
+        return tuple(traced.values()), (tuple(self._values), tuple(traced), static)
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):
+        names, traced, static = aux
+        values = dict(zip(traced, children, strict=True)) | dict(static)
+        return cls({name: values[name] for name in names})
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the engine trains: three pure functions of one lane. No lane axis, no vmap.
+
+    Args:
+      init: `(hp, key) -> state`, any pytree of arrays. The key is consumed.
+      step: `(state, hp, key) -> state`; with `has_loss=True`, `(state, loss)` with a scalar loss. The key
+        is the trial's own for this step and is consumed.
+      evaluate: `(state, hp) -> dict` of scalar metrics.
+      has_loss: whether `step` returns its loss. Then a loss that is not finite makes the trial `INFEASIBLE`
+        at that step, and the mean over each segment is kept in the curve.
+    """
+
+    init: Callable[[Hyperparameters, jax.Array], State]
+    step: Callable[[State, Hyperparameters, jax.Array], Any]
+    evaluate: Callable[[State, Hyperparameters], Mapping[str, Any]]
+    has_loss: bool = False

@@ -1,0 +1,109 @@
+"""What the command line says at the end of a study, and what `check`, `status` and `replay` say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vmaptune.view.words import duration, number, setting, size
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """A finished study: the setting to use, how sure that is, and where everything lies."""
+    seconds = result["seconds"]
+    lines = [
+        f"{result['trials']} trials in {result['rounds']} rounds, {number(result['model_steps'])} model-steps, "
+        f"{duration(seconds['total'])} (compile {duration(seconds['compile'])}, train "
+        f"{duration(seconds['train'])}, evaluate {duration(seconds['evaluate'])}); "
+        f"{result['infeasible']} diverged",
+        "",
+    ]
+    lines += best_lines(result)
+    for warning in result["warnings"]:
+        lines += ["", f"note: {warning}"]
+    study = result["study"]
+    lines += [
+        "",
+        f"everything is in {study}: study.db, trials.csv, best/",
+        f'the trained model: vmaptune.load("{study}").best_model()',
+    ]
+    return "\n".join(lines)
+
+
+def best_lines(result: Mapping[str, Any]) -> list[str]:
+    """The winner and its numbers."""
+    best = result["best"]
+    if best is None:
+        return ["no setting trained to a finite result"]
+    width = max(len(name) for name in best["params"])
+    lines = ["the setting to use:"]
+    lines += [f"  {name.ljust(width)} = {setting(value)}" for name, value in best["params"].items()]
+    lines.append("")
+    objective = result["objective"]
+    if best["repeats"]:
+        spread = "" if best["value_std"] is None else f" ± {number(best['value_std'])}"
+        lines.append(
+            f"{objective} {number(best['value'])}{spread} over {best['repeats']} fresh seeds "
+            f"(best single value seen while searching: {number(best['best_seen'])})"
+        )
+    else:
+        lines.append(f"{objective} {number(best['best_seen'])} (seen once, not confirmed)")
+    if "test_value" in best:
+        spread = "" if best["test_std"] is None else f" ± {number(best['test_std'])}"
+        lines.append(f"{objective} {number(best['test_value'])}{spread} on the test part, measured once")
+    return lines
+
+
+def check_text(check: Any) -> str:
+    """What `check` found."""
+    budget = check.options.budget()
+    lines = [f"{check.name}: nothing was trained", "", "space"]
+    width = max(len(name) for name in check.space)
+    for name, distribution in check.space.items():
+        kind = "static" if name in check.static else "traced"
+        lines.append(f"  {name.ljust(width)}  {kind}  {distribution!r}")
+    lines += ["", "first samples"]
+    for params in check.samples:
+        lines.append("  " + ", ".join(f"{n}={number(v)}" for n, v in params.items()))
+    confirm = f" + {budget.finalists} finalists × {budget.repeats} seeds" if budget.finalists else ""
+    lines += [
+        "",
+        f"trials    {' + '.join(map(str, budget.rounds))}{confirm}",
+        f"groups    {len(check.groups)} in the first round: one compiled program each",
+    ]
+    for static, count in check.groups[:12]:
+        named = ", ".join(f"{n}={v}" for n, v in static.items()) or "no static setting"
+        lines.append(f"  {named}: {count} trials")
+    if len(check.groups) > 12:
+        lines.append(f"  ... and {len(check.groups) - 12} more")
+    plan = check.plan
+    lines += [
+        f"plan      {plan} (the first group's): {plan.width} lanes train in one call, "
+        f"{plan.every} steps between evaluations",
+        f"memory    about {size(check.memory_bytes)} for one call's lanes; {size(check.costs.state_bytes)} of "
+        f"state a lane",
+        f"compile   {check.compile_seconds:.1f} s for the first group",
+    ]
+    return "\n".join(lines)
+
+
+def replay_text(replay: Any) -> str:
+    """How far a trial trained alone is from the ledger."""
+    lines = ["  step      ledger       alone  difference"]
+    for step, was, now in zip(replay.steps, replay.ledger, replay.alone, strict=True):
+        off = abs(was - now) / max(abs(was), abs(now), 1e-12) if was is not None else float("nan")
+        lines.append(f"{step:6d}  {number(was, 6):>10}  {number(now, 6):>10}  {off:.1e}")
+    chaos = (
+        f"step {replay.chaotic_from}, from where training is chaotic: a change of one part in a million of the "
+        f"initial state has grown past the tolerance"
+    )
+    if not replay.compared:
+        lines.append(f"trial {replay.trial} trained alone cannot be compared: its first segment ends at {chaos}")
+        return "\n".join(lines)
+    verdict = "agrees with" if replay.agrees else "DIFFERS from"
+    until = "to the end" if replay.chaotic_from is None else f"up to {chaos}"
+    lines.append(
+        f"trial {replay.trial} trained alone {verdict} the ledger: largest relative difference "
+        f"{replay.difference:.1e} (tolerance 1e-4), compared {until}"
+    )
+    return "\n".join(lines)
