@@ -3,9 +3,9 @@
 python -m vmaptune run experiments/char_lm.py
 """
 
+import argparse
 import pathlib
 
-import argparse
 import jax.numpy as jnp
 import numpy as np
 import optax

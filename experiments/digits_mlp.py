@@ -35,9 +35,7 @@ def model(hp, rngs):
 
 
 def optimizer(hp, steps):
-    return optax.adamw(
-        vt.schedules.cosine(hp.learning_rate, steps), b1=hp.beta1, weight_decay=hp.weight_decay
-    )
+    return optax.adamw(vt.schedules.cosine(hp.learning_rate, steps), b1=hp.beta1, weight_decay=hp.weight_decay)
 
 
 def loss(model, batch, hp):

@@ -160,7 +160,13 @@ def test_a_state_that_changes_its_shape_is_an_error():
 
 @pytest.mark.parametrize(
     ("step_flops", "evaluate_flops", "steps", "every"),
-    [(100, 100, 1000, 50), (100, 1000, 1000, 91), (100, 10_000, 1000, 1000), (100, 1, 10, 1), (100, 500, 97, 49)],
+    [
+        (100, 100, 1000, 50),
+        (100, 1000, 1000, 91),
+        (100, 10_000, 1000, 1000),
+        (100, 1, 10, 1),
+        (100, 500, 97, 49),
+    ],
 )
 def test_evaluation_takes_at_most_a_tenth(step_flops, evaluate_flops, steps, every):
     assert segment_steps(Costs(1, 1, step_flops, evaluate_flops), steps) == every

@@ -33,9 +33,7 @@ keys = st.text() | st.sampled_from(["$tuple", "$float", "$dict", "$"])
 values = st.recursive(
     scalars,
     lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(keys, inner, max_size=3)
+        st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | st.dictionaries(keys, inner, max_size=3)
     ),
     max_leaves=8,
 )
@@ -116,26 +114,20 @@ def test_array_scalars_become_plain_ones(value, plain):
     assert bits(from_json(to_json(value))) == bits(plain)
 
 
-@pytest.mark.parametrize(
-    "value", [object(), {1: 2}, {1, 2}, b"x", np.zeros(2), 1j, np.datetime64("2020-01-01")]
-)
+@pytest.mark.parametrize("value", [object(), {1: 2}, {1, 2}, b"x", np.zeros(2), 1j, np.datetime64("2020-01-01")])
 def test_what_json_cannot_hold_is_refused_by_name(value):
     with pytest.raises(InputError, match=r"params\.act\[1\] cannot be stored"):
         to_json({"act": [0, value]}, "params")
 
 
-@pytest.mark.parametrize(
-    "text", ["NaN", "[Infinity]", "{", '{"$float":"x"}', '{"$tuple":1}', '{"$dict":[1]}']
-)
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", "{", '{"$float":"x"}', '{"$tuple":1}', '{"$dict":[1]}'])
 def test_json_that_was_never_written_is_refused(text):
     with pytest.raises(StudyError, match="ledger holds"):
         from_json(text)
 
 
 @quick
-@given(
-    rows=st.lists(st.tuples(floats | st.none(), values, st.dictionaries(keys, values), st.text()), max_size=4)
-)
+@given(rows=st.lists(st.tuples(floats | st.none(), values, st.dictionaries(keys, values), st.text()), max_size=4))
 def test_trials_and_curves_round_trip_to_the_bit(ledger, rows):
     first = len(ledger.trials())
     trials = [
@@ -425,9 +417,7 @@ def test_an_existing_study_is_never_overwritten(ledger, finished):
     ledger.close()
     before = (ledger.directory / "study.db").read_bytes()
     said = "finished" if finished else "not finished"
-    with pytest.raises(
-        InputError, match=rf"\({said}; trials: 1 RUNNING, 2 COMPLETE\); choose another --out, or del"
-    ):
+    with pytest.raises(InputError, match=rf"\({said}; trials: 1 RUNNING, 2 COMPLETE\); choose another --out, or del"):
         Ledger.create(ledger.directory, {})
     assert (ledger.directory / "study.db").read_bytes() == before
 

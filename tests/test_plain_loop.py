@@ -79,9 +79,7 @@ def test_a_trial_follows_a_plain_optax_loop(tmp_path):
         order = batches_of(row.seed)
         # every example once an epoch, from the batches alone
         assert sorted(np.concatenate(order[: N // BATCH])) == list(range(N))
-        means, values = plain_loop(
-            row.params["learning_rate"], row.params["decay"], row.seed, order, [20, 40, 60]
-        )
+        means, values = plain_loop(row.params["learning_rate"], row.params["decay"], row.seed, order, [20, 40, 60])
         np.testing.assert_allclose([p.loss for p in curve], means, rtol=2e-4)
         np.testing.assert_allclose([p.value for p in curve], values, rtol=2e-3)
 

@@ -51,9 +51,7 @@ PAIRS = {
 @pytest.mark.parametrize("peak", [0.1, 3.0])
 def test_agrees_with_optax(name, peak):
     ours, theirs = (make(peak) for make in PAIRS[name])
-    np.testing.assert_allclose(
-        [ours(c) for c in COUNTS], [theirs(c) for c in COUNTS], rtol=2e-6, atol=2e-7 * peak
-    )
+    np.testing.assert_allclose([ours(c) for c in COUNTS], [theirs(c) for c in COUNTS], rtol=2e-6, atol=2e-7 * peak)
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -29,11 +29,7 @@ def same(a, b):
 def test_every_dtype_and_shape_comes_back_to_the_bit(tmp_path, dtype, shape):
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.random.default_rng(0).integers(0, 2 if dtype is np.bool_ else 256, count, dtype=np.uint8)
-    tree = (
-        {"w": np.frombuffer(raw.tobytes(), dtype=dtype).reshape(shape)}
-        if count
-        else {"w": np.zeros(shape, dtype)}
-    )
+    tree = {"w": np.frombuffer(raw.tobytes(), dtype=dtype).reshape(shape)} if count else {"w": np.zeros(shape, dtype)}
     save_weights(tmp_path / "w", tree)
     assert same(load_weights(tmp_path / "w"), tree)
 

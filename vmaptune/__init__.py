@@ -22,9 +22,28 @@ _WHERE = {
 _MODULES = ("schedules", "nn")
 
 __all__ = [
-    "Data", "Experiment", "InputError", "Space", "Study", "StudyError", "Task", "VmaptuneError", "check",
-    "choice", "load", "loguniform", "lograndint", "nn", "ordinal", "prepare_devices", "randint", "replay",
-    "reverseloguniform", "run", "schedules", "uniform",
+    "Data",
+    "Experiment",
+    "InputError",
+    "Space",
+    "Study",
+    "StudyError",
+    "Task",
+    "VmaptuneError",
+    "check",
+    "choice",
+    "load",
+    "lograndint",
+    "loguniform",
+    "nn",
+    "ordinal",
+    "prepare_devices",
+    "randint",
+    "replay",
+    "reverseloguniform",
+    "run",
+    "schedules",
+    "uniform",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -35,8 +54,8 @@ if TYPE_CHECKING:
     from vmaptune.space import (
         Space,
         choice,
-        loguniform,
         lograndint,
+        loguniform,
         ordinal,
         randint,
         reverseloguniform,

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,8 +142,10 @@ def _run(args: argparse.Namespace) -> int:
     from vmaptune.view.summary import summary
 
     changes = _changes(args.changes)
+    if args.out is not None and not args.out.strip():
+        raise InputError("--out must name a directory, but got an empty name; leave it out for runs/<experiment>")
     prepare_devices()
-    line = None if args.quiet else ProgressLine()
+    line = None if args.quiet else ProgressLine(notes=args.json)
     try:
         study = run(
             args.experiment, trials=args.trials, rounds=args.rounds, steps=args.steps, seed=args.seed,
@@ -232,14 +235,16 @@ def _replay(args: argparse.Namespace) -> int:
 
 def _new(args: argparse.Namespace) -> int:
     path = Path(args.file)
-    if path.exists():
-        raise InputError(f"new: {path} exists already and is left as it is; name a file that does not exist")
-    template = Path(__file__).parent / "template.py.txt"
+    template = (Path(__file__).parent / "template.py.txt").read_text(encoding="utf-8")
+    text = template.replace("FILE", shlex.quote(path.as_posix())).encode("utf-8", "backslashreplace")
     try:
-        path.write_text(template.read_text(encoding="utf-8").replace("FILE", str(path)), encoding="utf-8")
+        with path.open("xb") as file:
+            file.write(text)
+    except FileExistsError:
+        raise InputError(f"new: {path} exists already and is left as it is; name a file that does not exist") from None
     except OSError as error:
         raise InputError(f"new: {path} cannot be written: {error.strerror}; name another place") from error
-    print(f"wrote {path}; try: python -m vmaptune check {path}")
+    print(f"wrote {path}; try: python -m vmaptune check {shlex.quote(str(path))}")
     return OK
 
 

@@ -33,9 +33,7 @@ class Dropout(nnx.Dropout):
         super().__init__(0.5, **kwargs)
         self.rate = _Held(rate)  # type: ignore[assignment]
 
-    def __call__(
-        self, inputs: Any, *, deterministic: bool | None = None, rngs: Any = None
-    ) -> jax.Array:
+    def __call__(self, inputs: Any, *, deterministic: bool | None = None, rngs: Any = None) -> jax.Array:
         held = self.rate
         deterministic = self.deterministic if deterministic is None else deterministic
         if deterministic is None:

@@ -75,9 +75,7 @@ def warmup_cosine(peak: Any, steps: Any, warmup: Any, *, init: Any = 0.0, end: A
     def schedule(count: Any) -> jax.Array:
         count, rise = _float(count), _float(warmup)
         up = _float(init) + (_float(peak) - _float(init)) * _share(count, rise)
-        down = _float(end) + (_float(peak) - _float(end)) * _half_cosine(
-            _share(count - rise, _float(steps) - rise)
-        )
+        down = _float(end) + (_float(peak) - _float(end)) * _half_cosine(_share(count - rise, _float(steps) - rise))
         return jnp.where(count < rise, up, down)
 
     return schedule
@@ -111,9 +109,7 @@ def step_decay(init: Any, boundaries: Sequence[Any], factors: Sequence[Any]) -> 
     return schedule
 
 
-def onecycle(
-    peak: Any, steps: Any, *, rise: Any = 0.3, start_factor: Any = 25.0, end_factor: Any = 1e4
-) -> Schedule:
+def onecycle(peak: Any, steps: Any, *, rise: Any = 0.3, start_factor: Any = 25.0, end_factor: Any = 1e4) -> Schedule:
     """Half a cosine up from `peak / start_factor` over a share `rise` of the steps, then one down to
     `peak / (start_factor * end_factor)`.
 

@@ -26,10 +26,7 @@ def train_alone(
     `nudge` multiplies every floating-point number of the initial state by its own `1 ± nudge`: with one of
     the size of rounding errors, how far the curve moves tells whether training is chaotic there.
     """
-    arrays = {
-        name: jnp.asarray(settings[name], shape.dtype)
-        for name, shape in _shapes(functions, settings).items()
-    }
+    arrays = {name: jnp.asarray(settings[name], shape.dtype) for name, shape in _shapes(functions, settings).items()}
     key_seed = jnp.uint32(seed)
     init = jax.jit(lambda a, s: pack(functions.init.call(functions.init.consts, a, s)))
     step_consts, evaluate_consts = functions.step.consts, functions.evaluate.consts
@@ -44,9 +41,11 @@ def train_alone(
     if nudge:
         signs = np.random.default_rng(0)
         state = jax.tree.map(
-            lambda x: x * jnp.asarray(1 + nudge * signs.choice([-1, 1], x.shape), x.dtype)
-            if jnp.issubdtype(x.dtype, jnp.floating)
-            else x,
+            lambda x: (
+                x * jnp.asarray(1 + nudge * signs.choice([-1, 1], x.shape), x.dtype)
+                if jnp.issubdtype(x.dtype, jnp.floating)
+                else x
+            ),
             state,
         )
     points, done, bad = [], 0, None

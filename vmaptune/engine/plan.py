@@ -64,8 +64,7 @@ def parse_plan(text: str) -> dict[str, int]:
         parts[name] = int(value)
     if parts.get("devices", 1) > jax.local_device_count():
         raise InputError(
-            f"--plan: devices must be at most {jax.local_device_count()}, the devices here, "
-            f"but got {parts['devices']}"
+            f"--plan: devices must be at most {jax.local_device_count()}, the devices here, but got {parts['devices']}"
         )
     return parts
 

@@ -94,7 +94,7 @@ class LaneFunctions:
 
         def init(arrays: Any, seed: Any) -> Any:
             state = _as_arrays(task.init(settings(arrays), jax.random.fold_in(trial_key(seed), 0)))
-            self.key_kinds = key_kinds(state)
+            kinds.append(key_kinds(state))  # while keys can still be told from other arrays
             return state
 
         def step(state: Any, arrays: Any, seed: Any, done: Any) -> Any:
@@ -107,21 +107,22 @@ class LaneFunctions:
             metrics = task.evaluate(state, settings(arrays))
             return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
+        kinds: list[Any] = []
         seed = jax.ShapeDtypeStruct((), jnp.uint32)
         count = jax.ShapeDtypeStruct((), jnp.int32)
         arrays = dict(traced)
         self.has_loss = task.has_loss
-        self.key_kinds: Any = None  # noted while `init` is traced
         self.traced = arrays
         self.init = hoist(init, arrays, seed)
         self.state = self.init.out
+        self.key_kinds = kinds[-1]
         self.step = hoist(step, self.state, arrays, seed, count)
         self._check_state()
         self.evaluate = hoist(evaluate, self.state, arrays)
 
     def _check_state(self) -> None:
         before, after = self.state, self.step.out[0]
-        same = jax.tree.structure(before) == jax.tree.structure(after)
+        same = bool(jax.tree.structure(before) == jax.tree.structure(after))
         differ = [
             f"{jax.tree_util.keystr(path)}: {a.dtype}{list(a.shape)} became {b.dtype}{list(b.shape)}"
             for (path, a), b in zip(
@@ -140,9 +141,7 @@ class LaneFunctions:
 
     def costs(self) -> Costs:
         """Operations and bytes of one lane, from the lowered functions; nothing is compiled."""
-        state = sum(
-            int(np.prod(s.shape, dtype=np.int64)) * s.dtype.itemsize for s in jax.tree.leaves(self.state)
-        )
+        state = sum(int(np.prod(s.shape, dtype=np.int64)) * s.dtype.itemsize for s in jax.tree.leaves(self.state))
         step, evaluate = _analysis(self.step), _analysis(self.evaluate)
         touched = step.get("bytes accessed", 0.0) - 4.0 * sum(c.size for c in self.step.consts)
         return Costs(
@@ -224,9 +223,7 @@ class Program:
 
     def empty(self) -> Any:
         """A state of zeros, to be filled by a first segment in which every lane is fresh."""
-        return jax.tree.map(
-            lambda s: jax.device_put(np.zeros(s.shape, s.dtype), self.by_lane), self.state_shapes()
-        )
+        return jax.tree.map(lambda s: jax.device_put(np.zeros(s.shape, s.dtype), self.by_lane), self.state_shapes())
 
     def put(self, array: np.ndarray) -> jax.Array:
         """A host array `[L, ...]` on the devices that hold its lanes."""
@@ -282,7 +279,10 @@ def _on_devices(consts: Any, sharding: Any, shared: SharedArrays) -> Any:
     def one(array: Any) -> Any:
         key = (id(array), sharding)
         if key not in shared:
-            shared[key] = (array, jax.device_put(array, sharding))  # the array is kept, so its id stays its own
+            shared[key] = (
+                array,
+                jax.device_put(array, sharding),
+            )  # the array is kept, so its id stays its own
         return shared[key][1]
 
     return jax.tree.map(one, consts)

@@ -35,7 +35,7 @@ class Data:
                 continue
             object.__setattr__(self, part, _checked(part, value))
         structures = {
-            part: jax.tree.map(lambda a: (a.shape[1:], a.dtype), getattr(self, part))
+            part: jax.tree.map(lambda a: f"{a.dtype}{list(a.shape[1:])}", getattr(self, part))
             for part in ("train", "valid", "test")
             if getattr(self, part) is not None
         }

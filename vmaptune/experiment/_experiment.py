@@ -13,11 +13,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from vmaptune.experiment._order import batch_indices
 from vmaptune.errors import InputError
 from vmaptune.experiment._data import Data
 from vmaptune.experiment._models import ModelKind, model_kind
-from vmaptune.experiment._places import at, described, place_in
+from vmaptune.experiment._order import batch_indices
+from vmaptune.experiment._places import at, described, kind, place_in
 from vmaptune.space import Space
 from vmaptune.task import Hyperparameters, Task
 
@@ -85,21 +85,15 @@ class Experiment:
             if extra:
                 raise InputError(f"Experiment(): with `task=` leave out {', '.join(extra)}: the task has them")
         if self.direction not in ("minimize", "maximize"):
-            raise InputError(
-                f'Experiment(): `direction` must be "minimize" or "maximize", but got {self.direction!r}'
-            )
+            raise InputError(f'Experiment(): `direction` must be "minimize" or "maximize", but got {self.direction!r}')
         if not isinstance(self.objective, str):
-            raise InputError(
-                f"Experiment(): `objective` must be the name of a metric, but got {self.objective!r}"
-            )
+            raise InputError(f"Experiment(): `objective` must be the name of a metric, but got {self.objective!r}")
         for part in ("batch_size", "steps") if self.task is None else ("steps",):
             _check_count(part, self._named(part), space)
         for part in ("trials", "rounds"):
             value = getattr(self, part)
             if value is not None and (not _is_int(value) or value < 1):
-                raise InputError(
-                    f"Experiment(): `{part}` must be a whole number of at least 1, but got {value!r}"
-                )
+                raise InputError(f"Experiment(): `{part}` must be a whole number of at least 1, but got {value!r}")
 
     # ---- what the study asks -------------------------------------------------------------------------
 
@@ -188,9 +182,7 @@ def _check_count(part: str, value: Any, space: Space) -> None:
             )
     elif not _is_int(value) or not 1 <= value <= MOST_STEPS:
         most = f" and at most {MOST_STEPS}" if _is_int(value) and value > MOST_STEPS else ""
-        raise InputError(
-            f"Experiment(): `{part}` must be a whole number of at least 1{most}, but got {value!r}"
-        )
+        raise InputError(f"Experiment(): `{part}` must be a whole number of at least 1{most}, but got {value!r}")
 
 
 def _load_data(source: Any) -> Data:
@@ -203,9 +195,7 @@ def _load_data(source: Any) -> Data:
             what = str(error) if isinstance(error, InputError) else f"data() failed: {described(error)}"
             raise InputError(f"{what}\n  at {place_in(error, None)}") from error
     if not isinstance(data, Data):
-        raise InputError(
-            f"data() must return vt.Data(train=..., valid=...), but it returned {type(data).__name__}{at(source)}"
-        )
+        raise InputError(f"data() must return vt.Data(train=..., valid=...), but it returned {kind(data)}{at(source)}")
     return data
 
 
@@ -225,14 +215,12 @@ def _loss(experiment: Experiment, *args: Any) -> jax.Array:
     value = _flexible(function, *args)
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, float, int)):
         raise InputError(
-            f"loss() must return a scalar array, but it returned {type(value).__name__}; "
-            f"return the loss alone{at(function)}"
+            f"loss() must return a scalar array, but it returned {kind(value)}; return the loss alone{at(function)}"
         )
     loss = jnp.asarray(value)
     if loss.shape != ():
         raise InputError(
-            f"loss() must return a scalar, but its shape is {loss.shape}; take the mean over the batch"
-            f"{at(function)}"
+            f"loss() must return a scalar, but its shape is {loss.shape}; take the mean over the batch{at(function)}"
         )
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         way = "take its real part or its absolute value" if jnp.iscomplexobj(loss) else (
@@ -242,10 +230,15 @@ def _loss(experiment: Experiment, *args: Any) -> jax.Array:
     return loss
 
 
+def _on_device(array: np.ndarray) -> jax.Array:
+    """A copy; `jnp.asarray` would compile a program for it, and `device_put` alone may share the memory."""
+    return jax.device_put(np.array(array))
+
+
 def _build(experiment: Experiment) -> Task:
     data = experiment.loaded_data()
     experiment._check_sizes()
-    train, valid = (jax.tree.map(jnp.asarray, part) for part in (data.train, data.valid))
+    train, valid = (jax.tree.map(_on_device, part) for part in (data.train, data.valid))
     n_train, n_valid = data.size("train"), data.size("valid")
 
     def kind_of(hp: Hyperparameters) -> ModelKind:
@@ -256,7 +249,7 @@ def _build(experiment: Experiment) -> Task:
         if not isinstance(optimizer, optax.GradientTransformation):
             raise InputError(
                 f"optimizer() must return an optax optimizer, such as optax.adam(hp.learning_rate), "
-                f"but it returned {type(optimizer).__name__}{at(experiment.optimizer)}"
+                f"but it returned {kind(optimizer)}{at(experiment.optimizer)}"
             )
         return optax.with_extra_args_support(optimizer)
 
@@ -288,7 +281,13 @@ def _build(experiment: Experiment) -> Task:
             value=loss, grad=grads, value_fn=lambda params: loss_fn(params)[0],
         )  # fmt: skip
         params = optax.apply_updates(state["params"], updates)
-        state = {"params": params, "rest": rest, "opt": opt, "step": state["step"] + 1, "order": state["order"]}
+        state = {
+            "params": params,
+            "rest": rest,
+            "opt": opt,
+            "step": state["step"] + 1,
+            "order": state["order"],
+        }
         return state, loss
 
     def evaluate(state: Any, hp: Hyperparameters) -> dict[str, jax.Array]:
@@ -325,7 +324,7 @@ def checked_metrics(metrics: Any, objective: str, at: str = "") -> dict[str, jax
     """Metrics as float32 scalars by name, or an error that says what they should have been."""
     if not isinstance(metrics, Mapping):
         raise InputError(
-            f"metrics() must return a dict of scalars, but it returned {type(metrics).__name__}; "
+            f"metrics() must return a dict of scalars, but it returned {kind(metrics)}; "
             f"give each a name, such as {{{objective!r}: ...}}{at}"
         )
     if objective not in metrics:

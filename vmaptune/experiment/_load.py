@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmaptune.errors import InputError
 from vmaptune.experiment._experiment import Experiment
-from vmaptune.experiment._places import place_in
+from vmaptune.experiment._places import described, place_in
 
 CONSTRUCTORS = {
     "uniform", "loguniform", "reverseloguniform", "randint", "lograndint", "choice", "ordinal",
@@ -50,10 +50,8 @@ def load_experiment(spec: str | Path) -> LoadedExperiment:
         tree = ast.parse(source, filename=str(path))
         code = compile(source, str(path.resolve()), "exec", dont_inherit=True)
     except SyntaxError as error:
-        raise InputError(
-            f"the experiment is not valid Python: {error.msg}\n"
-            f"  at {path}:{error.lineno}: {(error.text or '').strip()}"
-        ) from error
+        place = f":{error.lineno}: {(error.text or '').strip()}" if error.lineno else ""
+        raise InputError(f"the experiment is not valid Python: {error.msg}\n  at {path.resolve()}{place}") from error
     except (ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read as a Python file: {error}") from error
     _check_names(tree, path)
@@ -83,9 +81,7 @@ def _import(path: Path, code: types.CodeType) -> types.ModuleType:
         hint = ""
         if isinstance(error, ModuleNotFoundError):
             hint = f"\n  way out: install {error.name!r} in this environment, or correct the import"
-        raise InputError(
-            f"the experiment does not import: {type(error).__name__}: {error}\n  at {place}{hint}"
-        ) from error
+        raise InputError(f"the experiment does not import: {described(error)}\n  at {place}{hint}") from error
     return module
 
 
@@ -128,8 +124,8 @@ def _check_names(tree: ast.Module, path: Path) -> None:
             if isinstance(key, ast.Constant) and isinstance(key.value, str):
                 if key.value in seen:
                     raise InputError(
-                        f"{path}:{key.lineno}: the setting {key.value!r} must be named once, but it is also "
-                        f"at line {seen[key.value]}; give one of them another name"
+                        f"the setting {key.value!r} must be named once, but it is also at line "
+                        f"{seen[key.value]}; give one of them another name\n  at {path.resolve()}:{key.lineno}"
                     )
                 seen[key.value] = key.lineno
 
@@ -138,8 +134,7 @@ def _check_assigned_once(tree: ast.Module, path: Path, wanted: str) -> None:
     lines = [
         node.lineno
         for node in tree.body
-        if isinstance(node, ast.Assign)
-        and any(isinstance(t, ast.Name) and t.id == wanted for t in node.targets)
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == wanted for t in node.targets)
     ]
     if len(lines) > 1:
         raise InputError(

@@ -13,6 +13,7 @@ import jax
 from flax import linen, nnx
 
 from vmaptune.errors import InputError
+from vmaptune.experiment._places import at, kind
 from vmaptune.task import Hyperparameters
 
 Build = Callable[[Hyperparameters, nnx.Rngs], Any]
@@ -70,9 +71,7 @@ class BoundLinen:
         collections = [name for name in self.variables if name != "params"]
         if not (self.train_mode and collections):
             return self.module.apply(self.variables, *args, rngs=rngs, method=method, **kwargs)
-        out, changed = self.module.apply(
-            self.variables, *args, rngs=rngs, method=method, mutable=collections, **kwargs
-        )
+        out, changed = self.module.apply(self.variables, *args, rngs=rngs, method=method, mutable=collections, **kwargs)
         self.variables = {**self.variables, **changed}
         return out
 
@@ -132,5 +131,5 @@ def model_kind(build: Build, built: Any) -> ModelKind:
         return PytreeModel(build)
     raise InputError(
         f"model() must return a flax.nnx module, a flax.linen module or a pytree of jax arrays, "
-        f"but it returned {type(built).__name__}; return the model itself, not its class or a tuple with it"
+        f"but it returned {kind(built)}; return the model itself, not its class or a tuple with it{at(build)}"
     )

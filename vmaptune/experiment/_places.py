@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
 
 _OURS = str(Path(__file__).parents[1])
 _LIBRARIES = tuple({_OURS, *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))})
@@ -41,5 +43,19 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
+def kind(value: Any) -> str:
+    """What a value is, for a message about one of another kind."""
+    if isinstance(value, jax.Array):
+        return f"an array {value.dtype}{list(value.shape)}"
+    if callable(value):
+        return f"the {'class' if isinstance(value, type) else 'function'} {getattr(value, '__name__', value)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def settings_text(values: Mapping[str, Any]) -> str:
+    """Settings on one line, floats with 4 digits."""
+    return ", ".join(f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v!r}" for n, v in values.items())
+
+
 def _is_own(filename: str) -> bool:
-    return not filename.startswith(("<frozen", *_LIBRARIES)) and "-packages" not in filename
+    return not filename.startswith(("<frozen", "<string>", *_LIBRARIES)) and "-packages" not in filename

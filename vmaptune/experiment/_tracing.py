@@ -17,7 +17,7 @@ import numpy as np
 
 from vmaptune.errors import InputError
 from vmaptune.experiment._experiment import Experiment, checked_metrics
-from vmaptune.experiment._places import described, frames_of, place_in
+from vmaptune.experiment._places import described, frames_of, place_in, settings_text
 from vmaptune.space import Space
 from vmaptune.task import Hyperparameters, Task
 
@@ -52,9 +52,7 @@ class Statics:
 
 def lane_arguments(space: Space, names: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:
     """One lane's traced settings as shapes: float32 or int32 scalars."""
-    return {
-        name: jax.ShapeDtypeStruct((), jnp.int32 if space[name].is_integer else jnp.float32) for name in names
-    }
+    return {name: jax.ShapeDtypeStruct((), jnp.int32 if space[name].is_integer else jnp.float32) for name in names}
 
 
 def find_statics(experiment: Experiment, task: Task | None = None, file: str | None = None) -> Statics:
@@ -80,9 +78,9 @@ def find_statics(experiment: Experiment, task: Task | None = None, file: str | N
     wrong = failure(())
     if wrong is not None:
         whole = {n: max(1, round(first[n])) for n in continuous}
-        if whole and failure((), whole) is None:
-            for name in whole:
-                if failure((), {**whole, name: first[name]}) is not None:
+        if not isinstance(wrong, InputError) and not _same_place(failure((), whole), wrong):
+            for name in whole:  # fractions are what is wrong there, of this setting if it alone brings it back
+                if _same_place(failure((), {**whole, name: first[name]}), wrong):
                     raise InputError(_fraction(name, space, first[name], wrong, file)) from wrong
         raise_as_input_error(wrong, file, first)
     for name in continuous:
@@ -125,15 +123,22 @@ def raise_as_input_error(error: Exception, file: str | None, values: Mapping[str
     if isinstance(error, InputError):
         known = not place or (file is not None and not place.startswith(file)) or "\n  at " in str(error)
         raise InputError(str(error) if known else f"{error}\n  at {place}") from error
-    settings = ", ".join(f"{n}={v!r}" for n, v in values.items())
     raise InputError(
-        f"the experiment cannot be traced: {described(error)}\n  at {place}\n  with {settings}"
+        f"the experiment cannot be traced: {described(error)}\n  at {place}\n  with {settings_text(values)}"
     ) from error
+
+
+def _same_place(error: BaseException | None, other: BaseException) -> bool:
+    if type(error) is not type(other):
+        return False
+    places = ([(f.filename, f.lineno) for f in frames_of(e)] for e in (error, other))
+    return next(places) == next(places)
 
 
 def _fraction(name: str, space: Space, value: Any, error: Exception, file: str | None) -> str:
     return (
-        f"{name}: a setting used as a shape or a count must be a whole number, but {space[name]!r} drew {value!r}\n"
+        f"{name}: a setting used as a shape or a count must be a whole number, but {space[name]!r} drew {value:.4g} "
+        f"({described(error)})\n"
         f"  at {place_in(error, file)}\n"
         f"  way out: draw whole numbers with vt.ordinal([...]) or vt.randint(low, high); trials are grouped by them"
     )
@@ -152,7 +157,7 @@ def _refusal(name: str, space: Space, error: Exception, file: str | None) -> str
             ways.append(f"use {STOCHASTIC[kind]} instead of Flax's own, which takes no value per lane")
     way = ways[0] if ways else (
         "use it only in array arithmetic (jnp.where instead of `if`), or give it finitely many values, "
-        f"e.g. vt.ordinal([...]), so that it can be static"
+        "e.g. vt.ordinal([...]), so that it can be static"
     )  # fmt: skip
     return (
         f"{name}: a continuous setting must stay a traced number, but the code needs its value while the "

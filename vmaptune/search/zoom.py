@@ -49,9 +49,7 @@ def slice_of(scored: Sequence[Scored], keep: float) -> list[Scored]:
     return best(scored, max(LEAST_SLICE, math.ceil(keep * len(scored) - 1e-9)))
 
 
-def zoom(
-    space: Space, first: Space, slice_: Sequence[Scored], *, margin: float = 0.10, expand: bool = False
-) -> Space:
+def zoom(space: Space, first: Space, slice_: Sequence[Scored], *, margin: float = 0.10, expand: bool = False) -> Space:
     """The space of the next round: it covers the slice, in scaled coordinates, with a margin.
 
     A dimension is narrowed only as far as the slice gives reason to: `k` points drawn evenly from an interval
@@ -78,9 +76,7 @@ def zoom(
     )  # fmt: skip
 
 
-def _zoomed(
-    now: Distribution, first: Distribution, values: list[Any], margin: float, leans: set[str]
-) -> Distribution:
+def _zoomed(now: Distribution, first: Distribution, values: list[Any], margin: float, leans: set[str]) -> Distribution:
     if now.kind == "choice":
         assert now.options is not None
         held = {(type(v) is bool, v) for v in values}

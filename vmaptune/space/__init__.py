@@ -5,8 +5,8 @@ from vmaptune.space._distributions import (
     Distribution,
     choice,
     distribution_from_json,
-    loguniform,
     lograndint,
+    loguniform,
     ordinal,
     randint,
     reverseloguniform,
@@ -16,6 +16,17 @@ from vmaptune.space._expressions import parse_expression
 from vmaptune.space._space import Space
 
 __all__ = [
-    "METHODS", "Distribution", "Space", "choice", "distribution_from_json", "loguniform", "lograndint",
-    "ordinal", "parse_expression", "randint", "reverseloguniform", "uniform", "unit_points",
+    "METHODS",
+    "Distribution",
+    "Space",
+    "choice",
+    "distribution_from_json",
+    "lograndint",
+    "loguniform",
+    "ordinal",
+    "parse_expression",
+    "randint",
+    "reverseloguniform",
+    "uniform",
+    "unit_points",
 ]  # fmt: skip

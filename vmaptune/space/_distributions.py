@@ -190,7 +190,7 @@ class Distribution:
         """A dict that `distribution_from_json` reads."""
         entries = {"kind": self.kind, "low": self.low, "high": self.high, "step": self.step,
                    "options": self.options, "or_zero": self.or_zero, "static": self.static}  # fmt: skip
-        return {k: v for k, v in entries.items() if v not in (None, False) or k == "kind"}
+        return {name: value for name, value in entries.items() if value is not None and value is not False}
 
     # ---- inside --------------------------------------------------------------------------------------
 
@@ -368,9 +368,7 @@ def _ranged(kind: str, low: Any, high: Any, step: Any, or_zero: Any, static: boo
             f"add or_zero=0.1 where 0 itself is worth trying"
         )
     if kind == "reverseloguniform" and high >= 1:
-        raise InputError(
-            f"{call}: `high` must be below 1 on a log scale of 1 - x, but got {high!r}; take 0.999, say"
-        )
+        raise InputError(f"{call}: `high` must be below 1 on a log scale of 1 - x, but got {high!r}; take 0.999, say")
     if step is not None:
         step = _checked_step(call, step, low, high, integer)
     if not _is_number(or_zero) or not 0 <= or_zero <= 1:

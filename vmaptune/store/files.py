@@ -27,6 +27,5 @@ def write_whole(path: str | Path, *parts: bytes | memoryview) -> None:
             beside.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or error
         raise StudyError(
-            f"{path} cannot be written: {reason}; what was there before is kept. "
-            "Check the disk's space and rights"
+            f"{path} cannot be written: {reason}; what was there before is kept. Check the disk's space and rights"
         ) from error

@@ -151,9 +151,7 @@ class Ledger(Reading):
             yield
             self._run("RELEASE inner_block" if inner else "COMMIT")
         except BaseException:
-            if (
-                self._connection.in_transaction
-            ):  # SQLite itself rolls back on some errors, a full disk for one
+            if self._connection.in_transaction:  # SQLite itself rolls back on some errors, a full disk for one
                 with suppress(sqlite3.Error):
                     if inner:
                         self._connection.execute("ROLLBACK TO inner_block")
@@ -173,8 +171,7 @@ class Ledger(Reading):
     def add_round(self, round: int, kind: str, space_json: Any, trials: int, info: Any = None) -> None:
         """A round begins: `kind` is "search" or "confirm", `trials` the number planned."""
         self._run(
-            "INSERT INTO rounds (round, kind, space, trials, started, finished, info) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO rounds (round, kind, space, trials, started, finished, info) VALUES (?, ?, ?, ?, ?, ?, ?)",
             int(round),
             kind,
             to_json(space_json, "space"),
@@ -348,9 +345,7 @@ def _no_directory(directory: Path, error: Exception) -> InputError:
         return error
     reason = getattr(error, "strerror", None) or error
     where = getattr(error, "filename", None) or directory
-    return InputError(
-        f"{directory} cannot be used as a study's directory: {where}: {reason}; choose another --out"
-    )
+    return InputError(f"{directory} cannot be used as a study's directory: {where}: {reason}; choose another --out")
 
 
 def _unwritable(directory: Path, why: object) -> StudyError:

@@ -51,9 +51,7 @@ class Reading:
                 self._connection.execute("ROLLBACK")
 
     def meta(self) -> dict[str, Any]:
-        return {
-            key: self._json(value) for key, value in self._query("SELECT key, value FROM meta ORDER BY rowid")
-        }
+        return {key: self._json(value) for key, value in self._query("SELECT key, value FROM meta ORDER BY rowid")}
 
     def finished(self) -> bool:
         """Whether the study came to its end: its meta entry FINISHED is true."""
@@ -61,9 +59,7 @@ class Reading:
         return bool(found and self._json(found[0][0]))
 
     def rounds(self) -> list[RoundRow]:
-        found = self._query(
-            "SELECT round, kind, space, trials, started, finished, info FROM rounds ORDER BY round"
-        )
+        found = self._query("SELECT round, kind, space, trials, started, finished, info FROM rounds ORDER BY round")
         return [
             RoundRow(number, kind, self._json(space), trials, started, finished, self._json(info))
             for number, kind, space, trials, started, finished, info in found
@@ -90,9 +86,7 @@ class Reading:
 
     def curve(self, trial: int) -> list[CurvePoint]:
         """The points of one trial by step; empty when it has none."""
-        found = self._query(
-            "SELECT step, loss, value, metrics FROM curves WHERE trial = ? ORDER BY step", trial
-        )
+        found = self._query("SELECT step, loss, value, metrics FROM curves WHERE trial = ? ORDER BY step", trial)
         return [
             CurvePoint(trial, step, self._float(loss), self._float(value), self._json(metrics))
             for step, loss, value, metrics in found
@@ -116,9 +110,7 @@ class Reading:
             "SELECT id, round, kind, data, time FROM decisions WHERE ?1 IS NULL OR kind = ?1 ORDER BY id",
             kind,
         )
-        return [
-            DecisionRow(row, number, what, self._json(data), time) for row, number, what, data, time in found
-        ]
+        return [DecisionRow(row, number, what, self._json(data), time) for row, number, what, data, time in found]
 
     def counts(self) -> dict[State, int]:
         """How many trials are in each state; every state is there, with 0 when none is in it."""
@@ -240,9 +232,7 @@ def has_file(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot look into {path.parent}: {error}; give a directory that you can read"
-        ) from error
+        raise InputError(f"cannot look into {path.parent}: {error}; give a directory that you can read") from error
     return True
 
 
@@ -256,9 +246,7 @@ def check(directory: Path, connection: sqlite3.Connection) -> None:
     try:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        there = {
-            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        }
+        there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.Error as error:
         raise unreadable(directory, error) from error
     if application != APPLICATION_ID:

@@ -26,8 +26,7 @@ def trials_csv(reader: Reading, path: str | Path | None = None) -> str:
     trials = reader.trials()
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     rows = [
-        [getattr(trial, column) for column in _COLUMNS] + [trial.params.get(name) for name in names]
-        for trial in trials
+        [getattr(trial, column) for column in _COLUMNS] + [trial.params.get(name) for name in names] for trial in trials
     ]
     text = _csv([*_COLUMNS, *(f"params.{name}" for name in names)], rows)
     if path is not None:

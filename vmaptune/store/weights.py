@@ -61,9 +61,7 @@ def load_weights(path: str | Path) -> dict[str, Any]:
     try:
         return serialization.msgpack_restore(bytes(payload))
     except Exception as error:  # a dtype that this NumPy does not know, for one
-        raise StudyError(
-            f"{path} cannot be decoded: {error}; load it with the versions that wrote it"
-        ) from error
+        raise StudyError(f"{path} cannot be decoded: {error}; load it with the versions that wrote it") from error
 
 
 def _digest(length: bytes | memoryview, payload: bytes | memoryview) -> bytes:
@@ -79,9 +77,7 @@ def _plain(tree: Mapping[Any, Any], where: str) -> dict[str, Any]:
             raise InputError(f"weights{where} has the key {key!r}; keys must be str or int")
         name = str(key)
         if name in found:
-            raise InputError(
-                f"weights{where} has both {name!r} and {int(name)}; ints become strings, rename one"
-            )
+            raise InputError(f"weights{where} has both {name!r} and {int(name)}; ints become strings, rename one")
         here = f"{where}[{name!r}]"
         found[name] = _plain(value, here) if isinstance(value, Mapping) else _leaf(value, here)
     return found

@@ -86,9 +86,7 @@ def run(
     directory = Path(out) if out is not None else Path("runs") / name
     if note:
         listener.note(note)
-    study = StudyRun(
-        experiment, options, directory, source=source, listener=listener, warnings=[note] if note else []
-    )
+    study = StudyRun(experiment, options, directory, source=source, listener=listener, warnings=[note] if note else [])
     study.run()
     return load(directory, experiment)
 
@@ -101,9 +99,7 @@ def changed_space(space: Any, changes: Mapping[str, Any]) -> Space:
     """
     for name in changes:
         if name not in space:
-            raise InputError(
-                f"--set {name}=...: the space has no setting {name!r}; it has: {', '.join(space)}"
-            )
+            raise InputError(f"--set {name}=...: the space has no setting {name!r}; it has: {', '.join(space)}")
     return Space({**space, **changes})
 
 
@@ -152,9 +148,7 @@ def check(
     source, experiment = _resolve(experiment)
     if changes:
         experiment = experiment.with_changes(space=changed_space(experiment.space, changes))
-    options = options_for(
-        experiment, trials=trials, rounds=rounds, steps=steps, plan=parse_plan(plan or "")
-    )
+    options = options_for(experiment, trials=trials, rounds=rounds, steps=steps, plan=parse_plan(plan or ""))
     experiment = experiment.with_changes(steps=steps)
     space = experiment.space
     assert isinstance(space, Space)
@@ -232,9 +226,7 @@ def replay(study: Study | str | Path, trial: int, experiment: Experiment | None 
     task = experiment.build()
     static = tuple(study.meta["static"])
     traced = tuple(name for name in study.space if name not in static)
-    functions = LaneFunctions(
-        task, {n: row.params[n] for n in static}, lane_arguments(study.space, traced)
-    )
+    functions = LaneFunctions(task, {n: row.params[n] for n in static}, lane_arguments(study.space, traced))
     stops = [point.step for point in curve]
     settings = {n: row.params[n] for n in traced}
     alone = train_alone(functions, settings, row.seed, stops)

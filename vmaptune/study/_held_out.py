@@ -33,5 +33,3 @@ def held_out_values(
 
     arrays = {n: jnp.asarray(v, functions.traced[n].dtype) for n, v in traced.items()}
     return [float(np.asarray(measure(s, arrays, part)[experiment.objective])) for s in states]
-
-

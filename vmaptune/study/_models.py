@@ -49,9 +49,7 @@ def rebuild(experiment: Experiment, trial: TrialRow, path: Path) -> Any:
     state = unpack(jax.tree.unflatten(tree, leaves), kinds)
     if not is_model:
         return state
-    hp = Hyperparameters(
-        {n: v if n in statics.static else _as_scalar(v) for n, v in trial.params.items()}
-    )
+    hp = Hyperparameters({n: v if n in statics.static else _as_scalar(v) for n, v in trial.params.items()})
     return bind_model(experiment, hp, state["params"], state["rest"])
 
 

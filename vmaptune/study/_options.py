@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vmaptune.errors import InputError
-from vmaptune.experiment import Experiment
+from vmaptune.experiment import MOST_STEPS, Experiment
 from vmaptune.search.confirm import Budget, split_budget
 
 DEFAULT_TRIALS = 512
@@ -18,6 +18,12 @@ DEFAULT_ROUNDS = 4
 KEEP = 0.15  # the slice; measured against wider ones
 MARGIN = 0.10
 METHODS = ("random", "sobol", "halton", "grid")
+LEFT_OUT = {
+    "trials": f"the experiment's own number, or {DEFAULT_TRIALS}",
+    "rounds": f"the experiment's own number, or {DEFAULT_ROUNDS} where there are trials enough",
+    "steps": "the experiment's own number",
+    "lanes": "as many as fit",
+}
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,16 @@ class Options:
             if value is None and name in ("steps", "lanes"):
                 continue
             if not _is_int(value) or value < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, but got {value!r}")
+                raise InputError(
+                    f"{name} must be a whole number of at least 1, but got {value!r}; "
+                    f"leave --{name} out for {LEFT_OUT[name]}"
+                )
+        if self.steps is not None and self.steps > MOST_STEPS:
+            raise InputError(f"steps must be at most {MOST_STEPS}, but got {self.steps!r}; take fewer --steps")
         if not _is_int(self.seed) or self.seed < 0:
-            raise InputError(f"seed must be a whole number of at least 0, but got {self.seed!r}")
+            raise InputError(
+                f"seed must be a whole number of at least 0, but got {self.seed!r}; leave --seed out for 0"
+            )
         if not _is_real(self.keep) or not 0 < self.keep <= 1:
             raise InputError(
                 f"keep, the share of a round that seeds the next, must be above 0 and at most 1, "
@@ -63,7 +76,7 @@ class Options:
 def options_for(experiment: Experiment, **given: Any) -> Options:
     """The options that were given, over the experiment's own, over the defaults."""
     own = {"trials": experiment.trials, "rounds": experiment.rounds}
-    chosen = {name: value for name, value in own.items() if value is not None}
+    chosen: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
     chosen.update({name: value for name, value in given.items() if value is not None})
     trials = chosen.get("trials", DEFAULT_TRIALS)
     if given.get("rounds") is None and _is_int(trials) and trials >= 1:

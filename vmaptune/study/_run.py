@@ -17,7 +17,6 @@ from vmaptune.engine.devices import machine
 from vmaptune.engine.lanes import Job, Lanes, Point, jobs_by_group
 from vmaptune.engine.plan import Plan, default_plan
 from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
-from vmaptune.errors import InputError
 from vmaptune.experiment import (
     Data,
     Experiment,
@@ -34,8 +33,8 @@ from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.tables import trials_csv
 from vmaptune.store.weights import save_weights
-from vmaptune.study._options import Options, trial_seed
 from vmaptune.study._held_out import held_out_values
+from vmaptune.study._options import Options, trial_seed
 from vmaptune.task import Task
 
 Params = dict[str, Any]
@@ -133,7 +132,8 @@ class StudyRun:
         budget = self.options.budget()
         self.total_steps = self.options.trials * self._steps_of(self._first_params())
         try:
-            space, slice_ = self.first, []
+            space = self.first
+            slice_: list[Scored] = []
             for number, trials in enumerate(budget.rounds):
                 self.round, self.phase = number, "search"
                 scored = self._search_round(space, trials)
@@ -166,9 +166,7 @@ class StudyRun:
             return space
         finer = zoom(space, self.first, slice_, margin=self.options.margin, expand=self.options.expand)
         with self.ledger.transaction():
-            self.ledger.add_decision(
-                self.round, "zoom", {"slice": [s.trial for s in slice_], "space": finer.to_json()}
-            )
+            self.ledger.add_decision(self.round, "zoom", {"slice": [s.trial for s in slice_], "space": finer.to_json()})
         return finer
 
     def _confirm(self, count: int, repeats: int) -> tuple[Scored | None, list[Confirmed]]:
@@ -197,7 +195,7 @@ class StudyRun:
     # ---- one round -----------------------------------------------------------------------------------
 
     def _train_round(
-        self, kind: str, space: Space | None, plans: list[tuple[Params, int | None]], keep: bool = False
+        self, kind: str, space: Space | None, plans: Sequence[tuple[Params, int | None]], keep: bool = False
     ) -> list[TrialRow]:
         groups = self._groups_for([params for params, _ in plans])
         rows = []
@@ -282,9 +280,7 @@ class StudyRun:
         assert group.program is not None
         assert group.plan is not None
         steps = self._steps_of(rows[0].params)
-        jobs = [
-            Job(row.trial, row.seed, {n: row.params[n] for n in self.statics.traced}, steps, keep) for row in rows
-        ]
+        jobs = [Job(row.trial, row.seed, {n: row.params[n] for n in self.statics.traced}, steps, keep) for row in rows]
         capacity = self.options.lanes or len(jobs)
         calls = 0
 
@@ -335,9 +331,7 @@ class StudyRun:
 
     # ---- the end -------------------------------------------------------------------------------------
 
-    def _result(
-        self, winner: Scored | None, ranked: list[Confirmed], leanings: list[Leaning]
-    ) -> dict[str, Any]:
+    def _result(self, winner: Scored | None, ranked: list[Confirmed], leanings: list[Leaning]) -> dict[str, Any]:
         for lean in leanings:
             self._warn(lean.message)
         best: dict[str, Any] | None = None
@@ -423,7 +417,7 @@ class StudyRun:
 
     def _scored(self, row: TrialRow) -> Scored:
         value = row.value if row.state == State.COMPLETE and row.value is not None else math.nan
-        return Scored(row.trial, row.params, self.sign * value)
+        return Scored(row.trial, dict(row.params), self.sign * value)
 
     def _first_params(self) -> Params:
         sample = self.first.sample(1, seed=(self.options.seed, 0))

@@ -25,7 +25,8 @@ class Study:
         self._meta = self.ledger.meta()
 
     def __repr__(self) -> str:
-        return f"<vmaptune study {self.directory}: {'finished' if self.ledger.finished() else 'unfinished'}, best {self._best_or_none()}>"
+        state = "finished" if self.ledger.finished() else "unfinished"
+        return f"<vmaptune study {self.directory}: {state}, best {self._best_or_none()}>"
 
     @property
     def result(self) -> dict[str, Any]:
@@ -37,7 +38,8 @@ class Study:
         result = self._meta.get("result")
         if result is None:
             raise StudyError(
-                f"{self.directory}: the study is not finished, so it has no result yet; `python -m vmaptune status {self.directory}` says where it stands"
+                f"{self.directory}: the study is not finished, so it has no result yet; "
+                f"`python -m vmaptune status {self.directory}` says where it stands"
             )
         return result
 
@@ -98,9 +100,7 @@ class Study:
         try:
             import pandas  # type: ignore[import-untyped,unused-ignore]
         except ImportError:
-            raise InputError(
-                "trials_dataframe() needs pandas, which is not installed: pip install pandas"
-            ) from None
+            raise InputError("trials_dataframe() needs pandas, which is not installed: pip install pandas") from None
         import io
 
         return pandas.read_csv(io.StringIO(trials_csv(self.ledger)), dtype={"reason": str, "state": str})

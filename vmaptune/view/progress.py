@@ -15,8 +15,9 @@ PLAIN_EVERY = 10.0
 class ProgressLine:
     """A listener that draws a study's progress on a stream (standard error by default)."""
 
-    def __init__(self, stream: TextIO | None = None):
+    def __init__(self, stream: TextIO | None = None, *, notes: bool = True):
         self.stream = stream or sys.stderr
+        self.notes = notes  # the summary prints them too
         self.terminal = self.stream.isatty()
         self._drawn = -1e9
         self._width = 0
@@ -35,6 +36,8 @@ class ProgressLine:
 
     def note(self, text: str) -> None:
         """Prints a note on a line of its own."""
+        if not self.notes:
+            return
         self._clear()
         print(f"note: {text}", file=self.stream, flush=True)
 
