@@ -231,8 +231,8 @@ def test_set_replaces_settings_and_batch_size_and_steps_may_be_settings(tmp_path
 
 
 def test_another_process_reads_while_the_study_runs(tmp_path):
-    command = [sys.executable, "-m", "vmaptune", "run", str(EXPERIMENTS / "toy.py"), "--trials", "4000", "--rounds", "4",
-               "--out", str(tmp_path / "t"), "--steps", "3000", "--quiet"]  # fmt: skip
+    command = [sys.executable, "-m", "vmaptune", "run", str(EXPERIMENTS / "toy.py"), "--trials", "4000",
+               "--rounds", "4", "--out", str(tmp_path / "t"), "--steps", "3000", "--quiet"]  # fmt: skip
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         seen = []

@@ -178,12 +178,12 @@ def _status(args: argparse.Namespace) -> int:
 
     reader = LedgerReader.open(args.study)
     counts = reader.counts()
-    row = {
+    row: dict[str, Any] = {
         "study": args.study,
         "state": "finished" if reader.finished() else "unfinished",
         "rounds": len(reader.rounds()),
         "trials": sum(counts.values()),
-        **{state: counts[state] for state in sorted(counts)},
+        **{str(state): counts[state] for state in sorted(counts)},
     }
     print(format_rows([row], list(row), args.format))
     return OK

@@ -122,7 +122,8 @@ class LaneFunctions:
 
     def _check_state(self) -> None:
         before, after = self.state, self.step.out[0]
-        same = bool(jax.tree.structure(before) == jax.tree.structure(after))
+        trees: list[Any] = [jax.tree.structure(before), jax.tree.structure(after)]
+        same = trees[0] == trees[1]
         differ = [
             f"{jax.tree_util.keystr(path)}: {a.dtype}{list(a.shape)} became {b.dtype}{list(b.shape)}"
             for (path, a), b in zip(

@@ -13,6 +13,6 @@ from vmaptune.experiment._load import LoadedExperiment, load_experiment
 from vmaptune.experiment._tracing import Statics, find_statics, lane_arguments, raise_as_input_error
 
 __all__ = [
-    "MOST_STEPS", "Data", "Experiment", "LoadedExperiment", "Statics", "bind_model", "checked_metrics", "find_statics", "kind_for",
-    "lane_arguments", "load_experiment", "metrics_on", "raise_as_input_error",
+    "MOST_STEPS", "Data", "Experiment", "LoadedExperiment", "Statics", "bind_model", "checked_metrics", "find_statics",
+    "kind_for", "lane_arguments", "load_experiment", "metrics_on", "raise_as_input_error",
 ]  # fmt: skip

@@ -124,7 +124,7 @@ class Experiment:
         """The largest value that a trial may have."""
         value = self._named(part)
         if isinstance(value, str):
-            return int(max(self.space[value].values()))
+            return int(max(self.space[value].values() or (default,)))
         return default if value is None else int(value)
 
     def _check_sizes(self) -> None:
@@ -245,6 +245,7 @@ def _build(experiment: Experiment) -> Task:
         return kind_for(experiment, hp)
 
     def optimizer_of(hp: Hyperparameters) -> optax.GradientTransformationExtraArgs:
+        assert experiment.optimizer is not None
         optimizer = _flexible(experiment.optimizer, hp, experiment.total_steps(hp))
         if not isinstance(optimizer, optax.GradientTransformation):
             raise InputError(
@@ -310,7 +311,7 @@ def metrics_on(experiment: Experiment, kind: Any, state: Any, hp: Hyperparameter
     if blocks <= 1 and n <= EVALUATION_BATCH:
         return on(part)
     head = jax.tree.map(
-        lambda a: a[: blocks * EVALUATION_BATCH].reshape((blocks, EVALUATION_BATCH) + a.shape[1:]), part
+        lambda a: a[: blocks * EVALUATION_BATCH].reshape((blocks, EVALUATION_BATCH, *a.shape[1:])), part
     )
     totals = jax.tree.map(lambda m: m.sum(0) * EVALUATION_BATCH, jax.lax.map(on, head))
     left = n - blocks * EVALUATION_BATCH

@@ -60,7 +60,7 @@ class BoundLinen:
         self._key, self._calls = key, 0
 
     def __call__(self, *args: Any, method: Any = None, **kwargs: Any) -> Any:
-        rngs = None
+        rngs: Any = None
         if self._key is not None:
             call_key = jax.random.fold_in(self._key, self._calls)
             rngs = {"params": call_key, "dropout": jax.random.fold_in(call_key, 1)}

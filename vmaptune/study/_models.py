@@ -12,6 +12,7 @@ import numpy as np
 from vmaptune.engine.program import LaneFunctions, pack, unpack
 from vmaptune.errors import InputError
 from vmaptune.experiment import Experiment, bind_model, find_statics, lane_arguments
+from vmaptune.space import Space
 from vmaptune.store.ledger import TrialRow
 from vmaptune.store.weights import load_weights
 from vmaptune.task import Hyperparameters
@@ -27,7 +28,7 @@ def rebuild(experiment: Experiment, trial: TrialRow, path: Path) -> Any:
     task = experiment.build()
     statics = find_statics(experiment, task)
     functions = LaneFunctions(
-        task, dict(statics.group_of(trial.params)), lane_arguments(experiment.space, statics.traced)
+        task, dict(statics.group_of(trial.params)), lane_arguments(Space(experiment.space), statics.traced)
     )
     is_model = experiment.task is None
     wanted, kinds = functions.state, functions.key_kinds

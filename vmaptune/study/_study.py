@@ -136,7 +136,8 @@ class Study:
         if origin["path"] is None or not Path(origin["path"]).exists():
             raise InputError(
                 f"{self.directory}: the experiment's code is needed, but its file "
-                f"{origin['path'] or '(it was run from Python)'} is not there; pass experiment=..."
+                f"{origin['path'] or '(it was run from Python)'} is not there; bring it back, or pass "
+                f"experiment=... from Python"
             )
         loaded = load_experiment(origin.get("spec") or origin["path"])
         if loaded.sha256 != origin["sha256"]:
