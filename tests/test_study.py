@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -248,3 +249,46 @@ def test_another_process_reads_while_the_study_runs(tmp_path):
         running.kill()
         running.wait()
     assert vt.load(tmp_path / "t").trials()  # a killed study is still a readable one
+
+
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_study_leaves_no_trial_running(tmp_path, signal_name):
+    (tmp_path / "spirals.py").write_text(SPIRALS)
+    out = tmp_path / "s"
+    command = [sys.executable, "-m", "vmaptune", "run", str(tmp_path / "spirals.py"), "--out", str(out),
+               "--trials", "20000", "--rounds", "2"]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:  # plain progress lines, since this is no terminal
+            if "best" in line:
+                break
+        process.send_signal(getattr(signal, signal_name))
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    study = vt.load(out)
+    states = study.ledger.counts()
+    assert states["RUNNING"] == 0
+    assert states["FAIL"] > 0
+    assert states["COMPLETE"] > 0
+    assert study.meta["state"] == "interrupted"
+    assert {t.reason for t in study.trials(state="FAIL")} == {"interrupted"}
+
+
+def test_a_listener_that_fails_ends_the_study_and_is_told_why(tmp_path):
+    class Bad:
+        def progress(self, progress):
+            if progress.done > 4:
+                raise OSError("no space left on device")
+
+        def note(self, text):
+            pass
+
+    (tmp_path / "spirals.py").write_text(SPIRALS)
+    with pytest.raises(OSError, match="no space"):
+        vt.run(tmp_path / "spirals.py", trials=24, rounds=1, out=tmp_path / "s", listener=Bad())
+    study = vt.load(tmp_path / "s")
+    assert study.meta["state"] == "failed"
+    assert study.ledger.counts()["RUNNING"] == 0
+    assert {t.reason for t in study.trials(state="FAIL")} <= {"the study failed: OSError"}

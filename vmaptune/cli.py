@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("\ninterrupted: the ledger holds every finished segment", file=sys.stderr)
+        print("\ninterrupted: the study's ledger holds every trial that had finished", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -145,6 +146,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.out is not None and not args.out.strip():
         raise InputError("--out must name a directory, but got an empty name; leave it out for runs/<experiment>")
     prepare_devices()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends a study as Ctrl-C does
     line = None if args.quiet else ProgressLine(notes=args.json)
     try:
         study = run(
@@ -153,6 +155,7 @@ def _run(args: argparse.Namespace) -> int:
             plan=args.plan, lanes=args.lanes, listener=line,
         )  # fmt: skip
     finally:
+        signal.signal(signal.SIGTERM, before)
         if line:
             line.close()
     print(_strict_json(study.result) if args.json else summary(study.result))

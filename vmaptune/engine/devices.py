@@ -41,6 +41,29 @@ def lane_mesh(devices: int) -> Mesh:
     return Mesh(np.array(jax.local_devices()[:devices]), ("lanes",))
 
 
+def memory_bytes() -> int:
+    """The memory that lanes may take: of the accelerators, or what this machine and its container have free."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if jax.default_backend() != "cpu":
+        return sum(int((s or {}).get("bytes_limit", 8 * 2**30)) for s in stats)
+    free = [_number_in("/proc/meminfo", "MemAvailable:", 1024)]
+    limit, used = (_number_in(f"/sys/fs/cgroup/memory.{part}", "", 1) for part in ("max", "current"))
+    if limit is not None and used is not None:
+        free.append(max(0, limit - used))
+    known = [number for number in free if number is not None]
+    return min(known) if known else 4 * 2**30
+
+
+def _number_in(file: str, before: str, unit: int) -> int | None:
+    """The whole number that follows `before` in a system file, times `unit`; None where there is none."""
+    try:
+        with open(file, encoding="ascii") as lines:
+            found = next(line.removeprefix(before).split()[0] for line in lines if line.startswith(before))
+        return int(found) * unit
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+
+
 def machine() -> dict[str, str | int]:
     """What a result's bits depend on besides the program: device, core count and versions."""
     import flax

@@ -13,11 +13,13 @@ from typing import Any
 
 import jax
 
+from vmaptune.engine.devices import memory_bytes
 from vmaptune.errors import InputError
 
 CACHE_BYTES = 512 * 1024  # what a tile's state may take of one core's cache
 MAX_CPU_TILE = 64
 ACCELERATOR_MEMORY_SHARE = 0.6
+LANES_MEMORY_SHARE = 0.5  # of the memory at hand that the lanes' states may take
 EVALUATION_SHARE = 0.1  # of a trial's operations
 MAX_SEGMENTS = 20
 
@@ -85,6 +87,12 @@ def segment_steps(costs: Costs, steps: int) -> int:
     least = max(1, math.ceil(ratio * (1 - EVALUATION_SHARE) / EVALUATION_SHARE))
     segments = max(1, min(MAX_SEGMENTS, steps // least))
     return math.ceil(steps / segments)
+
+
+def lanes_in_memory(state_bytes: int, plan: Plan) -> int:
+    """How many lanes may live at once; the others wait in the queue. At least one call of the program."""
+    share = memory_bytes() * LANES_MEMORY_SHARE
+    return max(plan.width, int(share // max(1, state_bytes)))
 
 
 def default_plan(costs: Costs, *, steps: int, trials: int, pinned: dict[str, int] | None = None) -> Plan:

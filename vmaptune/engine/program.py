@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from vmaptune.engine.devices import lane_mesh
 from vmaptune.engine.plan import Costs, Plan
+from vmaptune.errors import InputError
 from vmaptune.task import Hyperparameters, Task
 
 SharedArrays = dict[tuple[int, Any], tuple[Any, Any]]
@@ -132,8 +133,6 @@ class LaneFunctions:
             if (a.shape, a.dtype) != (b.shape, b.dtype)
         ]
         if not same or differ:
-            from vmaptune.errors import InputError
-
             raise InputError(
                 "step() must return a state of the same structure, shapes and dtypes as init()'s, but "
                 + ("; ".join(differ[:4]) if same else f"{jax.tree.structure(before)} became "

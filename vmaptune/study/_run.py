@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from vmaptune.engine.devices import machine
 from vmaptune.engine.lanes import Job, Lanes, Point, jobs_by_group
-from vmaptune.engine.plan import Plan, default_plan
+from vmaptune.engine.plan import Plan, default_plan, lanes_in_memory
 from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
 from vmaptune.experiment import (
     Data,
@@ -115,7 +116,11 @@ class StudyRun:
         self.finished: dict[int, TrialRow] = {}
         self.rows: dict[int, TrialRow] = {}
         self.states: dict[int, Any] = {}
+        self.steps_done: dict[int, int] = {}  # of the trials in this round
         self.next_trial = 0
+        self.done = 0  # trials that have ended
+        self.infeasible = 0
+        self.best_seen = math.inf  # to be minimised
         self.model_steps = 0
         self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
         self.compilations = 0
@@ -129,24 +134,46 @@ class StudyRun:
 
     def run(self) -> dict[str, Any]:
         """Runs every round, confirms, saves; returns the result as `run --json` prints it."""
-        budget = self.options.budget()
-        self.total_steps = self.options.trials * self._steps_of(self._first_params())
         try:
-            space = self.first
-            slice_: list[Scored] = []
-            for number, trials in enumerate(budget.rounds):
-                self.round, self.phase = number, "search"
-                scored = self._search_round(space, trials)
-                slice_ = slice_of([*slice_, *scored], self.options.keep * trials / (len(slice_) + len(scored)))
-                if number + 1 < len(budget.rounds):
-                    space = self._zoomed(space, slice_)
-            leanings = leaning(self.first, slice_)
-            winner, ranked = self._confirm(budget.finalists, budget.repeats)
-            result = self._result(winner, ranked, leanings)
-            self._save(winner, result)
+            return self._run_rounds()
+        except BaseException as error:
+            self._abandon(error)
+            raise
         finally:
             self.ledger.close()
+
+    def _run_rounds(self) -> dict[str, Any]:
+        budget = self.options.budget()
+        self.total_steps = self.options.trials * self._steps_of(self._first_params())
+        space = self.first
+        slice_: list[Scored] = []
+        for number, trials in enumerate(budget.rounds):
+            self.round, self.phase = number, "search"
+            scored = self._search_round(space, trials)
+            slice_ = slice_of([*slice_, *scored], self.options.keep * trials / (len(slice_) + len(scored)))
+            if number + 1 < len(budget.rounds):
+                space = self._zoomed(space, slice_)
+        leanings = leaning(self.first, slice_)
+        winner, ranked = self._confirm(budget.finalists, budget.repeats)
+        result = self._result(winner, ranked, leanings)
+        self._save(winner, result)
         return result
+
+    def _abandon(self, error: BaseException) -> None:
+        """No trial stays `RUNNING` in the ledger of a study that has ended before its time."""
+        interrupted = isinstance(error, KeyboardInterrupt)
+        reason = "interrupted" if interrupted else f"the study failed: {type(error).__name__}"
+        running = [row for row in self.rows.values() if row.state == State.RUNNING]
+        with contextlib.suppress(Exception), self.ledger.transaction():  # the first error is the one to show
+            self.ledger.finish_trials(
+                [
+                    TrialResult(row.trial, State.FAIL, reason, self.steps_done.get(row.trial, 0), None, {})
+                    for row in running
+                ]
+            )
+            self.ledger.set_meta("state", "interrupted" if interrupted else "failed")
+        with contextlib.suppress(Exception):
+            trials_csv(self.ledger, self.directory / "trials.csv")
 
     def _search_round(self, space: Space, trials: int) -> list[Scored]:
         samples = space.sample(trials, seed=(self.options.seed, self.round), method=self.options.method)
@@ -281,7 +308,7 @@ class StudyRun:
         assert group.plan is not None
         steps = self._steps_of(rows[0].params)
         jobs = [Job(row.trial, row.seed, {n: row.params[n] for n in self.statics.traced}, steps, keep) for row in rows]
-        capacity = self.options.lanes or len(jobs)
+        capacity = self.options.lanes or lanes_in_memory(group.functions.costs().state_bytes, group.plan)
         calls = 0
 
         def on_points(points: list[Point]) -> list[int]:
@@ -309,6 +336,7 @@ class StudyRun:
             value = point.metrics[self.experiment.objective]
             reason = _infeasible(point, value)
             curve.append(CurvePoint(point.trial, point.step, point.loss, value, point.metrics))
+            self.steps_done[point.trial] = point.step
             if reason is None and point.step < steps:
                 continue
             state = State.COMPLETE if reason is None else State.INFEASIBLE
@@ -319,6 +347,9 @@ class StudyRun:
                 metrics=point.metrics,
             )  # fmt: skip
             self.rows[row.trial] = row
+            self.done += 1
+            self.infeasible += state == State.INFEASIBLE
+            self.best_seen = min(self.best_seen, _nan_last(self._scored(row).value))
             ended.append(TrialResult(row.trial, state, reason, point.step, value, point.metrics))
             self.model_steps += point.step
             if point.step < steps:
@@ -431,21 +462,18 @@ class StudyRun:
         self.listener.note(text)
 
     def _tell(self) -> None:
-        values = [self._scored(r).value for r in [*self.finished.values(), *self.rows.values()]]
-        finite = [v for v in values if math.isfinite(v)]
-        rows = {**self.finished, **self.rows}.values()
         self.listener.progress(
             Progress(
                 round=self.round,
                 rounds=len(self.options.budget().rounds),
                 phase=self.phase,
-                done=sum(row.state != State.RUNNING for row in rows),
+                done=self.done,
                 trials=self.options.trials,
                 model_steps=self.model_steps,
                 total_steps=self.total_steps,
                 seconds=time.perf_counter() - self.started,
-                best=self.sign * min(finite) if finite else None,
-                infeasible=sum(row.state == State.INFEASIBLE for row in rows),
+                best=self.sign * self.best_seen if math.isfinite(self.best_seen) else None,
+                infeasible=self.infeasible,
             )
         )
 

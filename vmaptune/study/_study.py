@@ -9,7 +9,6 @@ from typing import Any
 from vmaptune.errors import InputError, StudyError
 from vmaptune.space import Space
 from vmaptune.store.ledger import LedgerReader, TrialRow
-from vmaptune.store.tables import trials_csv
 
 
 class Study:
@@ -92,7 +91,7 @@ class Study:
         return self.ledger.curve(trial)
 
     def trials_dataframe(self) -> Any:
-        """The trials as a pandas DataFrame, with the columns of trials.csv.
+        """The trials as a pandas DataFrame, with the columns of trials.csv and the values as they are.
 
         Raises:
           InputError: pandas is not installed.
@@ -101,9 +100,16 @@ class Study:
             import pandas  # type: ignore[import-untyped,unused-ignore]
         except ImportError:
             raise InputError("trials_dataframe() needs pandas, which is not installed: pip install pandas") from None
-        import io
-
-        return pandas.read_csv(io.StringIO(trials_csv(self.ledger)), dtype={"reason": str, "state": str})
+        names = list(self.space)
+        return pandas.DataFrame(
+            [
+                {
+                    "trial": t.trial, "round": t.round, "state": str(t.state), "reason": t.reason, "seed": t.seed,
+                    "steps": t.steps, "value": t.value, **{f"params.{n}": t.params.get(n) for n in names},
+                }
+                for t in self.trials()
+            ]
+        )  # fmt: skip
 
     def best_model(self, experiment: Any = None) -> Any:
         """The winner's trained model: the repeat with the best validation value.
