@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmaptune.engine.alone import train_alone
+from vmaptune.engine.alone import Alone
 from vmaptune.engine.lanes import Job, Lanes
 from vmaptune.engine.plan import Costs, Plan, default_plan, parse_plan, segment_steps
 from vmaptune.engine.program import LaneFunctions, Program, hoist
@@ -122,7 +122,7 @@ def test_the_seed_makes_a_trial_and_the_trial_number_does_not(program):
 
 def test_a_lane_trained_alone_follows_the_same_curve(program):
     points, _, _ = train(program, [job(3)])
-    alone = train_alone(program.functions, {"rate": 0.05}, 103, [5, 10, 15, 20])
+    alone = Alone(program.functions, {"rate": 0.05}, 103).train([5, 10, 15, 20])
     assert [p.step for p in alone] == [p[0] for p in points[3]]
     np.testing.assert_allclose([p.loss for p in alone], [p[1] for p in points[3]], rtol=1e-5)
 

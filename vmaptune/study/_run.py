@@ -181,7 +181,8 @@ class StudyRun:
             {name: _plain(column[i]) for name, column in samples.items()}
             for i in range(len(next(iter(samples.values()))))
         ]
-        rows = self._train_round("search", space, [(params, None) for params in settings])
+        keep = not self.options.budget().finalists  # nothing will be confirmed: the winner's own state is the model
+        rows = self._train_round("search", space, [(params, None) for params in settings], keep=keep)
         return [self._scored(row) for row in rows]
 
     def _zoomed(self, space: Space, slice_: list[Scored]) -> Space:
@@ -424,11 +425,14 @@ class StudyRun:
         saved: dict[str, int] = {}
         if winner is not None and self.states:
             best_of: dict[int, TrialRow] = {}
-            for trial, row in self.rows.items():
-                if trial in self.states and row.of is not None and row.state == State.COMPLETE:
-                    best = best_of.get(row.of)
+            for row in (self.finished | self.rows).values():
+                if row.trial in self.states and row.state == State.COMPLETE:
+                    of = row.trial if row.of is None else row.of
+                    best = best_of.get(of)
                     if best is None or self._scored(row).value < self._scored(best).value:
-                        best_of[row.of] = row
+                        best_of[of] = row
+            if not self.options.budget().finalists:
+                best_of = {winner.trial: best_of[winner.trial]}
             for of, row in best_of.items():
                 name = "best" if of == winner.trial else f"trial-{of}"
                 state = self.states[row.trial]

@@ -126,8 +126,8 @@ class Study:
 
         if "best" not in (self._meta.get("weights") or {}):
             raise StudyError(
-                f"{self.directory}: the study has no saved model: weights are kept from the confirming round, "
-                f"which it did not reach or did not have"
+                f"{self.directory}: the study has no saved model: weights are kept at the end of a study, "
+                f"which this one did not reach"
             )
         trial = self.ledger.trial(self._meta["weights"]["best"])
         return rebuild(self._own_experiment(experiment), trial, self.directory / "best" / "best.weights")

@@ -52,7 +52,7 @@ class ProgressLine:
         parts = [where, f"{p.done}/{p.trials} trials"]
         if self._first_step and p.model_steps > self._first_step[1] and now > self._first_step[0]:
             rate = (p.model_steps - self._first_step[1]) / (now - self._first_step[0])
-            parts.append(f"{number(rate)} model-steps/s")
+            parts.append(f"{rate:,.0f} model-steps/s")
             if rate > 0:
                 parts.append(f"{duration(max(0, p.total_steps - p.model_steps) / rate)} left")
         if p.best is not None:

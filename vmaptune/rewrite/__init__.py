@@ -1,0 +1,18 @@
+"""Convolutions and poolings of small models as slices and matrix products, exchanged in the jaxpr of any function."""
+
+from vmaptune.rewrite._choose import default_choice, fastest, measure
+from vmaptune.rewrite._convolution import ConvShape, convolve
+from vmaptune.rewrite._jaxpr import find_convolutions, with_fast_convolutions
+from vmaptune.rewrite._pooling import PoolShape, pool
+
+__all__ = [
+    "ConvShape",
+    "PoolShape",
+    "convolve",
+    "default_choice",
+    "fastest",
+    "find_convolutions",
+    "measure",
+    "pool",
+    "with_fast_convolutions",
+]

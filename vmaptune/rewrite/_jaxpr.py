@@ -1,0 +1,194 @@
+"""The walk over a traced function that puts fast convolutions and poolings in the place of XLA's.
+
+It works on the jaxpr before differentiation, so that the gradient's equations are slices and products as well. Only
+equations are exchanged; everything else, custom derivative rules included, stays as it was traced. What a custom rule
+itself computes is not seen here: if it holds convolutions, `with_fast_convolutions` around the gradient reaches them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.extend import core
+
+from vmaptune.rewrite._choose import default_choice
+from vmaptune.rewrite._convolution import ConvShape, convolve
+from vmaptune.rewrite._pooling import PoolShape, pool, poolable
+
+CONVOLUTION = "conv_general_dilated"
+POOLS = {"reduce_window_max": "max", "reduce_window_sum": "sum"}
+# Primitives whose jaxprs are what they compute, so that one may be exchanged for an equal one. A custom derivative's
+# rule lies in other parameters, and stays.
+CALLS = {
+    "jit", "pjit", "core_call", "call", "closed_call", "core_closed_call", "scan", "while", "cond",
+    "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
+}  # fmt: skip
+
+Choose = Callable[[ConvShape], str]
+
+
+def with_fast_convolutions(
+    function: Callable[..., Any], choose: Choose | None = None, *, pools: bool = True
+) -> Callable[..., Any]:
+    """`function` with its convolutions and poolings computed as slices and matrix products.
+
+    Results agree with the function's own to rounding; a function that holds neither has its own jaxpr evaluated.
+    Apply it before `jax.grad`, and to the function of one lane. The JAX arrays among the arguments are traced, at each
+    call, as `jax.jit` traces them; everything else (numbers, strings, NumPy arrays) reaches `function` as it is.
+
+    `choose` takes a `ConvShape` and returns "im2col", "shifted", "depthwise" or, to leave it as it is, "xla"; without
+    it a heuristic decides. `pools` says whether poolings are exchanged too.
+    """
+    choice = choose if choose is not None else default_choice
+
+    @functools.wraps(function)
+    def fast(*args: Any, **kwargs: Any) -> Any:
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        traced = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+        rest: list[Any] = []  # the results' leaves, None in the place of an array
+        trees: list[Any] = []
+
+        def flat(*arrays: Any) -> list[Any]:
+            whole = list(leaves)
+            for i, array in zip(traced, arrays, strict=True):
+                whole[i] = array
+            args, kwargs = jax.tree.unflatten(tree, whole)
+            out, out_tree = jax.tree.flatten(function(*args, **kwargs))
+            rest[:], trees[:] = [None if isinstance(leaf, jax.Array) else leaf for leaf in out], [out_tree]
+            return [leaf for leaf in out if isinstance(leaf, jax.Array)]
+
+        closed = jax.make_jaxpr(flat)(*(leaves[i] for i in traced))
+        jaxpr = _rewritten(closed.jaxpr, choice, pools)
+        arrays = iter(jax.core.eval_jaxpr(jaxpr, closed.consts, *(leaves[i] for i in traced)))
+        return jax.tree.unflatten(trees[0], [next(arrays) if leaf is None else leaf for leaf in rest])
+
+    return fast
+
+
+def find_convolutions(closed_jaxpr: Any) -> list[ConvShape]:
+    """The distinct convolutions of a jaxpr and of what it calls, in the order of their first appearance."""
+    jaxpr = getattr(closed_jaxpr, "jaxpr", closed_jaxpr)
+    found: dict[ConvShape, None] = {}
+    for eqn in jaxpr.eqns:
+        shape = conv_shape(eqn)
+        if shape is not None:
+            found[shape] = None
+        for inner in _inner_jaxprs(eqn):
+            found.update(dict.fromkeys(find_convolutions(inner)))
+    return list(found)
+
+
+def conv_shape(eqn: Any) -> ConvShape | None:
+    """The record of an equation that is a convolution of one dtype, or None."""
+    if eqn.primitive.name != CONVOLUTION or eqn.params.get("out_sharding") is not None:
+        return None
+    lhs, rhs = (v.aval for v in eqn.invars)
+    if lhs.dtype != rhs.dtype:
+        return None
+    p, dims = eqn.params, eqn.params["dimension_numbers"]
+    result = p["preferred_element_type"]
+    return ConvShape(
+        lhs=tuple(lhs.shape),
+        rhs=tuple(rhs.shape),
+        dtype=lhs.dtype.name,
+        lhs_spec=tuple(dims.lhs_spec),
+        rhs_spec=tuple(dims.rhs_spec),
+        out_spec=tuple(dims.out_spec),
+        window_strides=tuple(p["window_strides"]),
+        padding=tuple((int(low), int(high)) for low, high in p["padding"]),
+        lhs_dilation=tuple(p["lhs_dilation"]),
+        rhs_dilation=tuple(p["rhs_dilation"]),
+        feature_group_count=p["feature_group_count"],
+        batch_group_count=p["batch_group_count"],
+        precision=p["precision"],
+        preferred_element_type=None if result is None else np.dtype(result).name,
+    )
+
+
+def pool_shape(eqn: Any) -> PoolShape | None:
+    """The record of an equation that is a pooling by maximum or sum, or None."""
+    kind = POOLS.get(eqn.primitive.name)
+    if kind is None or eqn.params.get("out_sharding") is not None:
+        return None
+    operand, p = eqn.invars[0].aval, eqn.params
+    return PoolShape(
+        kind=kind,
+        operand=tuple(operand.shape),
+        dtype=operand.dtype.name,
+        window_dimensions=tuple(p["window_dimensions"]),
+        window_strides=tuple(p["window_strides"]),
+        padding=tuple((int(low), int(high)) for low, high in p["padding"]),
+        base_dilation=tuple(p["base_dilation"]),
+        window_dilation=tuple(p["window_dilation"]),
+    )
+
+
+def _rewritten(jaxpr: Any, choose: Choose, pools: bool) -> Any:
+    """The jaxpr with its convolutions exchanged; the same object if there is nothing to exchange."""
+    eqns = [_rewritten_equation(eqn, choose, pools) for eqn in jaxpr.eqns]
+    if all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True)):
+        return jaxpr
+    return jaxpr.replace(eqns=eqns)
+
+
+def _rewritten_equation(eqn: Any, choose: Choose, pools: bool) -> Any:
+    conv = conv_shape(eqn)
+    if conv is not None:
+        method = choose(conv)
+        return eqn if method == "xla" else _call(eqn, f"convolution_{method}", (convolve, conv, method))
+    window = pool_shape(eqn) if pools else None
+    if window is not None:
+        return _call(eqn, f"{window.kind}_pool", (pool, window)) if poolable(window) else eqn
+    if eqn.primitive.name not in CALLS:
+        return eqn
+    params = {name: _rewritten_param(value, choose, pools) for name, value in eqn.params.items()}
+    if all(params[name] is value for name, value in eqn.params.items()):
+        return eqn
+    return eqn.replace(params=params)
+
+
+def _rewritten_param(value: Any, choose: Choose, pools: bool) -> Any:
+    if isinstance(value, core.ClosedJaxpr):
+        jaxpr = _rewritten(value.jaxpr, choose, pools)
+        return value if jaxpr is value.jaxpr else value.replace(jaxpr=jaxpr)
+    if isinstance(value, core.Jaxpr):
+        return _rewritten(value, choose, pools)
+    if isinstance(value, (tuple, list)):
+        new = [_rewritten_param(v, choose, pools) for v in value]
+        return value if all(a is b for a, b in zip(new, value, strict=True)) else type(value)(new)
+    return value
+
+
+def _inner_jaxprs(eqn: Any) -> Iterator[Any]:
+    if eqn.primitive.name in CALLS:
+        for value in eqn.params.values():
+            for one in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(one, (core.ClosedJaxpr, core.Jaxpr)):
+                    yield getattr(one, "jaxpr", one)
+
+
+def _call(eqn: Any, name: str, implementation: tuple[Any, ...]) -> Any:
+    """An equation that calls `implementation(*operands)`, jitted under `name`, in the place of `eqn`."""
+    call = _jitted(name, eqn.outvars[0].aval.dtype, *implementation)
+    operands = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    traced = jax.make_jaxpr(call)(*operands)
+    if traced.consts or len(traced.jaxpr.eqns) != 1 or len(traced.jaxpr.eqns[0].invars) != len(operands):
+        return eqn  # not one call of the operands alone, as a future JAX might trace it; XLA's own is right as well
+    (new,) = traced.jaxpr.eqns
+    return new.replace(invars=eqn.invars, outvars=eqn.outvars, source_info=eqn.source_info, ctx=eqn.ctx)
+
+
+@functools.cache
+def _jitted(name: str, dtype: Any, function: Callable[..., Any], *first: Any) -> Callable[..., Any]:
+    """`function(*first, ...)` as one `jit` equation; the same one for the same record, which is traced once."""
+
+    def call(*operands: Any) -> Any:
+        return lax.convert_element_type(function(*first, *operands), dtype)
+
+    call.__name__ = name
+    return jax.jit(call)
