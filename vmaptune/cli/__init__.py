@@ -1,0 +1,52 @@
+"""What a person types: `python -m vmaptune COMMAND ...`.
+
+One module for each family of commands; each adds its commands with `add_commands`, and a command imports what it
+needs when it runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from vmaptune.cli import _look, _new, _search
+from vmaptune.cli._common import FAILED, INTERRUPTED, MISTAKE, OK
+from vmaptune.errors import InputError, VmaptuneError
+
+FAMILIES = (_search, _look, _new)  # in the order in which --help lists their commands
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not args.command:
+        parser.print_help()
+        return MISTAKE
+    try:
+        return args.function(args) or OK
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
+    except VmaptuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("\ninterrupted: the study's ledger holds every trial that had finished", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line. Its help is a contract: a test checks that every option has one."""
+    parser = argparse.ArgumentParser(
+        prog="vmaptune", description="Hyperparameter search that trains hundreds of small JAX models at once."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for family in FAMILIES:
+        family.add_commands(commands)
+    return parser

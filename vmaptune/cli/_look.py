@@ -1,0 +1,72 @@
+"""status, best, trials: what the ledger says."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from vmaptune.cli._common import OK, add_study, strict_json
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds this family's commands to the parser."""
+    for name, text, function in (
+        ("status", "where a study stands", _status),
+        ("best", "a study's best setting", _best),
+        ("trials", "every trial of a study", _trials),
+    ):
+        command = commands.add_parser(name, help=text)
+        add_study(command)
+        command.set_defaults(function=function)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from vmaptune.store.ledger import LedgerReader
+    from vmaptune.store.tables import format_rows
+
+    reader = LedgerReader.open(args.study)
+    counts = reader.counts()
+    row: dict[str, Any] = {
+        "study": args.study,
+        "state": "finished" if reader.finished() else "unfinished",
+        "rounds": len(reader.rounds()),
+        "trials": sum(counts.values()),
+        **{str(state): counts[state] for state in sorted(counts)},
+    }
+    print(format_rows([row], list(row), args.format))
+    return OK
+
+
+def _best(args: argparse.Namespace) -> int:
+    from vmaptune.store.tables import format_rows
+    from vmaptune.study._study import load
+    from vmaptune.view.summary import best_lines
+
+    study = load(args.study)
+    if args.format == "table":
+        print("\n".join(best_lines(study.result)))
+    elif args.format == "json":
+        print(strict_json(study.best))
+    else:
+        best = dict(study.best)
+        row = {**{n: v for n, v in best.items() if n != "params"},
+               **{f"params.{n}": v for n, v in best["params"].items()}}  # fmt: skip
+        print(format_rows([row], list(row), "csv"))
+    return OK
+
+
+def _trials(args: argparse.Namespace) -> int:
+    from vmaptune.store.ledger import LedgerReader
+    from vmaptune.store.tables import format_rows, trials_csv
+
+    reader = LedgerReader.open(args.study)
+    if args.format == "csv":
+        print(trials_csv(reader), end="")
+        return OK
+    rows = [
+        {"trial": t.trial, "round": t.round, "state": str(t.state), "reason": t.reason, "seed": t.seed,
+         "steps": t.steps, "value": t.value, **{f"params.{n}": v for n, v in t.params.items()}}
+        for t in reader.trials()
+    ]  # fmt: skip
+    print(format_rows(rows, list(rows[0]) if rows else [], args.format))
+    return OK
