@@ -1,0 +1,262 @@
+"""Throughput, side by side: vmaptune against what a person would pick instead, and against the machine's limit.
+
+    python benchmarks/throughput.py [--quick] [--json FILE [--append]] [--work W,W] [--methods M,M]
+                                    [--repeats N] [--seconds S] [--plan PLAN] [--device gpu]
+
+Every method runs in a process of its own, gets its best honest setting (a few are tried, the fastest kept), is
+warmed up, and is then timed in repeats that are interleaved with all others'; a row is the median. Training
+alone is timed; evaluation, imports and compilation are given apart, the latter two also included
+(`us_included`: spread over a job of 256 models and 1,000 steps). `ratio` is a row's time over vmaptune's of the
+same run: own batches per lane against own, all others against one order shared by the lanes. Needs the extra
+`.[bench]`; without a peer its row says "not installed".
+
+In the middle of tuning the engine:
+
+    python benchmarks/throughput.py --quick --work mlp_32_64 --methods vmaptune,vmaptune_shared,scan,vmap,bound
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from throughput_table import Row, bars, merged, row_of, table, verdict, with_ratios
+from works import WORKS
+
+PEERS = Path(__file__).parent / "peers"
+Candidate = tuple[dict[str, str], dict[str, Any]]  # environment, options
+
+ONE_EIGEN_THREAD: Candidate = ({"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}, {})
+PLAIN: Candidate = ({}, {})
+
+
+@dataclass(frozen=True)
+class Method:
+    """Where a method lives, and which of its settings are tried."""
+
+    script: str
+    candidates: tuple[Candidate, ...] = (PLAIN,)
+    kinds: tuple[str, ...] = ("mlp", "cnn", "transformer", "gru")
+    evaluates: bool = False
+    slow: bool = False  # a repeat is a whole search: a few of them, after the others
+
+
+METHODS = {
+    "vmaptune": Method("ours.py", evaluates=True),
+    "vmaptune_shared": Method("ours.py"),
+    "loop": Method("plain_jax.py", (PLAIN, ONE_EIGEN_THREAD)),
+    "scan": Method("plain_jax.py", (PLAIN, ONE_EIGEN_THREAD), evaluates=True),
+    "vmap": Method("plain_jax.py", (PLAIN, ONE_EIGEN_THREAD), evaluates=True),
+    "bound": Method("plain_jax.py"),
+}
+
+
+@dataclass
+class Worker:
+    """A peer's process."""
+
+    work: str
+    method: str
+    candidate: Candidate
+    options: Mapping[str, Any]
+    environment: Mapping[str, str]
+    about: Row = field(default_factory=dict)
+    times: list[Row] = field(default_factory=list)
+    note: str | None = None  # why there is no time
+
+    def start(self) -> None:
+        environment, options = self.candidate
+        script = PEERS / METHODS[self.method].script
+        if not script.exists():
+            self.note = "not installed"
+            return
+        started = time.perf_counter()
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), self.work, self.method, json.dumps({**self.options, **options})],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, 
+            stderr=None if self.options["verbose"] else subprocess.DEVNULL, text=True,
+            env={**os.environ, **self.environment, **environment},
+        )  # fmt: skip
+        ready = self._reply()
+        self.about = {"startup_s": time.perf_counter() - started, "versions": ready.get("versions", {})}
+        self.about |= self.ask("prepare")
+
+    def ask(self, command: str) -> Row:
+        """Sends a command and waits for its answer; {} where the peer has failed, which is noted."""
+        if self.note is not None:
+            return {}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": command}) + "\n")
+        self.process.stdin.flush()
+        return self._reply()
+
+    def _reply(self) -> Row:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        reply = json.loads(line) if line else {"error": "its process ended"}
+        if "missing" in reply:
+            self.note = f"not installed ({reply['missing']})"
+        elif "error" in reply:
+            self.note = f"failed: {reply['error']}"
+        return reply if self.note is None else {}
+
+    def measure(self) -> None:
+        reply = self.ask("time")
+        if self.note is None:
+            self.times.append(reply)
+
+    def quit(self) -> None:
+        if hasattr(self, "process"):
+            if self.process.stdin is not None and self.process.poll() is None:
+                try:
+                    self.process.stdin.write(json.dumps({"do": "quit"}) + "\n")
+                    self.process.stdin.close()
+                except BrokenPipeError:
+                    pass
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+
+    def row(self) -> Row:
+        if self.note is not None or not self.times:
+            note = self.note or "no time"
+            return {"work": self.work, "method": self.method, "us_per_model_step": None, "note": note}
+        about = {k: v for k, v in self.about.items() if k != "wall"}
+        return row_of(self.work, self.method, self.times, about)
+
+
+def best_worker(work: str, method: str, args: argparse.Namespace) -> Worker:
+    """The method's fastest setting, ready to be timed; the others' processes have ended."""
+    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if args.device == "cpu":
+        environment["JAX_PLATFORMS"] = "cpu"
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    options = {"seconds": args.seconds, "plan": args.plan, "quick": args.quick, "device": args.device, "verbose": args.verbose}  # fmt: skip
+    candidates = METHODS[method].candidates
+    candidates = candidates[:1] if args.quick else candidates
+    best, best_speed = None, float("inf")
+    tried = []
+    for candidate in candidates:
+        worker = Worker(work, method, candidate, options, environment)
+        worker.start()
+        if len(candidates) > 1:
+            for _ in range(2):
+                worker.measure()
+        speed = min((t["seconds"] / t["model_steps"] for t in worker.times), default=float("inf"))
+        worker.times.clear()
+        tried.append({"environment": candidate[0], "options": candidate[1], "us": speed * 1e6})
+        if best is None or speed < best_speed:
+            if best is not None:
+                best.quit()
+            best, best_speed = worker, speed
+        else:
+            worker.quit()
+    assert best is not None
+    if len(tried) > 1:
+        best.about["tried"] = tried
+    flags = " ".join([*best.candidate[0].values(), *(f"{k}={v}" for k, v in best.candidate[1].items())])
+    if flags:
+        best.about["setting"] = f"{best.about.get('setting', '')} {flags}".strip()
+    return best
+
+
+def measure_work(work: str, methods: Sequence[str], args: argparse.Namespace) -> list[Row]:
+    """All methods on one workload: prepared one after another, timed in turns."""
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    workers: dict[str, Worker] = {}
+    try:
+        for method in methods:
+            started = time.perf_counter()
+            workers[method] = worker = best_worker(work, method, args)
+            say(f"{work} {method}: {worker.note or 'ready'} after {time.perf_counter() - started:.1f} s")
+        for turn in range(args.repeats):
+            for method, worker in workers.items():
+                if turn < 3 or not METHODS[method].slow:
+                    worker.measure()
+        for method, worker in workers.items():
+            if METHODS[method].evaluates and not args.no_evaluation:
+                each = [worker.ask("evaluate") for _ in range(3)]
+                if worker.note is None:
+                    worker.about["us_per_evaluation"] = sorted(e["seconds"] / e["models"] * 1e6 for e in each)[1]
+        return [worker.row() for worker in workers.values()]
+    finally:
+        for worker in workers.values():
+            worker.quit()
+
+
+def machine_and_versions(device: str) -> tuple[Row, Row]:
+    """From a process of its own, so that this one holds no device."""
+    code = "import json, _report; print(json.dumps(_report.machine_and_versions()))"
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if device == "cpu":
+        environment["JAX_PLATFORMS"] = "cpu"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    machine, versions = json.loads(done.stdout.splitlines()[-1])
+    return machine, versions
+
+
+def names(text: str, known: Mapping[str, Any], what: str) -> list[str]:
+    """A comma-separated list of known names."""
+    chosen = [name for name in text.split(",") if name]
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        sys.exit(f"--{what}: must be among {', '.join(known)}, but got {', '.join(unknown)}")
+    return chosen
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few short repeats, one setting of each peer")
+    parser.add_argument("--json", metavar="FILE", help="write machine, versions and rows as JSON")
+    parser.add_argument("--append", action="store_true", help="keep the rows of FILE that this run does not measure")
+    parser.add_argument("--work", default="", help=f"of {','.join(WORKS)}; default: all")
+    parser.add_argument("--methods", default="", help=f"of {','.join(METHODS)}; default: all")
+    parser.add_argument("--repeats", type=int, help="interleaved repeats; default: 7, with --quick 3")
+    parser.add_argument("--seconds", type=float, help="of one repeat, about; default: 1, with --quick 0.3")
+    parser.add_argument("--plan", default="", help="pin vmaptune's plan, as `vmaptune run --plan` does")
+    parser.add_argument("--no-evaluation", action="store_true", help="do not time evaluations")
+    parser.add_argument("--verbose", action="store_true", help="show what the peers print")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    args = parser.parse_args()
+    args.repeats = args.repeats or (3 if args.quick else 7)
+    args.seconds = args.seconds or (0.3 if args.quick else 1.0)
+    works = names(args.work, WORKS, "work") or list(WORKS)
+    methods = names(args.methods, METHODS, "methods") or list(METHODS)
+    machine, versions = machine_and_versions(args.device)
+    print(f"throughput · {machine['processor']}, {machine['cores']} cores, {machine['device']} · "
+          + ", ".join(f"{k} {v}" for k, v in versions.items()), flush=True)  # fmt: skip
+    rows: list[Row] = []
+    for work in works:
+        chosen = [m for m in methods if WORKS[work].kind in METHODS[m].kinds]
+        mine = measure_work(work, chosen, args)
+        print(table(with_ratios(mine)), flush=True)
+        rows += mine
+    file = Path(args.json) if args.json else None
+    if file and args.append and file.exists():
+        rows = merged(json.loads(file.read_text(encoding="utf-8"))["rows"], rows)
+    rows = with_ratios(rows)
+    for row in rows:
+        versions |= row.pop("versions", {})
+    judged = bars(rows, args.device)
+    print(verdict(judged))
+    if file:
+        text = json.dumps({"machine": machine, "versions": versions, "rows": rows, "bars": judged}, indent=1)
+        file.write_text(text + "\n", encoding="utf-8")
+    return 0 if all(bar["ok"] for bar in judged) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
