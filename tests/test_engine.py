@@ -180,3 +180,43 @@ def test_the_plan_can_be_pinned_and_does_not_depend_on_anything_measured():
     for text in ("lanes=0", "lanes", "tiles=3", "lanes=-1", "lanes=two", "devices=4096"):
         with pytest.raises(InputError, match="--plan"):
             parse_plan(text)
+
+
+def test_groups_take_turns_and_change_no_bit(program):
+    """Two sets of lanes, stepped one call each in turn, give what each gives alone; points come in call order."""
+    alone = [train(program, [job(10 * g + i) for i in range(9)], capacity=8)[0] for g in range(2)]
+    points: dict[int, list] = {}
+    order: list[tuple[int, int]] = []
+
+    def on_points(segment):
+        for point in segment:
+            points.setdefault(point.trial, []).append((point.step, point.loss, point.metrics["loss"], point.bad))
+            order.append((point.step, point.trial))
+        return []
+
+    both = [Lanes(program, capacity=8, on_points=on_points) for _ in range(2)]
+    for g, lanes in enumerate(both):
+        lanes.submit([job(10 * g + i) for i in range(9)])
+    going = list(both)
+    while going:
+        assert all(lanes.live <= 8 for lanes in both)
+        going = [lanes for lanes in going if lanes.advance()]
+    assert points == alone[0] | alone[1]
+    steps = [step for step, trial in order if trial in (0, 10)]
+    assert steps == [5, 5, 10, 10, 15, 15, 20, 20]
+
+
+def test_jobs_that_a_decision_submits_are_trained(program):
+    seen = []
+
+    def on_points(segment):
+        for point in segment:
+            seen.append((point.trial, point.step))
+            if point.step == 20 and point.trial < 3:
+                lanes.submit([job(point.trial + 1)])
+        return []
+
+    lanes = Lanes(program, capacity=8, on_points=on_points)
+    lanes.train([job(0)])
+    assert [trial for trial, step in seen if step == 20] == [0, 1, 2, 3]
+    assert lanes.live == 0

@@ -8,7 +8,7 @@ same bits in whatever lane and whenever it enters.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,13 +67,17 @@ class _Pending:
 
 
 class Lanes:
-    """Trains jobs of one group on a program's lanes.
+    """Trains jobs of one group on a program's lanes, one call of the program at a time.
+
+    `submit` puts jobs into the queue, `advance` dispatches one call and reads the results of an earlier one,
+    until it returns False. The order of calls, and of the points that they bring, depends on the jobs, on
+    `capacity` and on the answers of `on_points` alone.
 
     Args:
       program: the group's compiled segment.
       capacity: the most lanes that may live at once (they are rounded up to whole calls).
-      on_points: called with the points of each segment, on the host, while the next one runs; returns the
-        trials to stop, whose lanes become free.
+      on_points: called with the points of each segment, in the order of the calls, on the host, while the next
+        one runs; returns the trials to stop, whose lanes become free. It may submit jobs.
       on_state: called with `(job, state)` for finished jobs with `keep`; numpy arrays of one lane.
     """
 
@@ -87,45 +91,64 @@ class Lanes:
     ):
         self.program, self.on_points, self.on_state = program, on_points, on_state
         self.capacity = capacity
+        self._queue: deque[Job] = deque()
         self._pending: deque[_Pending] = deque()
         self._chunks: list[_Chunk] = []
+        self._turn = 0  # the chunk that is dispatched next
+        self.calls = 0
         self.lane_steps = 0  # steps of all lanes, idle ones too
         self.live_steps = 0  # steps of lanes that held a trial
 
+    @property
+    def live(self) -> int:
+        """Trials that are in a lane."""
+        return sum(len(chunk.live()) for chunk in self._chunks)
+
+    def submit(self, jobs: Iterable[Job]) -> None:
+        """Adds jobs to the queue, in their order."""
+        self._queue.extend(jobs)
+        width = self.program.plan.width
+        wanted = max(1, min(-(-(self.live + len(self._queue)) // width), self.capacity // width))
+        while len(self._chunks) < wanted:
+            self._chunks.append(self._chunk())
+
+    def advance(self) -> bool:
+        """Dispatches one call of the next chunk that has a trial, and reads what came of an earlier call.
+
+        Returns False when every job has ended and every point has been read.
+        """
+        for _ in self._chunks:
+            chunk = self._chunks[self._turn]
+            self._turn = (self._turn + 1) % len(self._chunks)
+            fresh = self._fill(chunk)
+            if chunk.live():
+                self._dispatch(chunk, fresh)
+                calls = sum(bool(each.live()) for each in self._chunks)
+                while len(self._pending) > max(1, calls):
+                    self._read()
+                return True
+            chunk.state = None  # free the memory
+        if self._pending:
+            self._read()
+        return bool(self._pending or self._queue)
+
     def train(self, jobs: Iterable[Job]) -> None:
         """Trains every job to its last step."""
-        queue = deque(jobs)
-        width = self.program.plan.width
-        calls = max(1, min(-(-len(queue) // width), self.capacity // width))
-        self._chunks = chunks = [self._chunk() for _ in range(calls)]
-        while True:
-            busy = False
-            for chunk in chunks:
-                fresh = self._fill(chunk, queue)
-                if not chunk.live():
-                    chunk.state = None  # free the memory
-                    continue
-                busy = True
-                self._dispatch(chunk, fresh)
-                while len(self._pending) > len(chunks):
-                    self._read()
-            if not busy:
-                break
-        while self._pending:
-            self._read()
-        self._chunks = []
+        self.submit(jobs)
+        while self.advance():
+            pass
 
     def _chunk(self) -> _Chunk:
         width = self.program.plan.width
         hp = {name: np.zeros(width, shape.dtype) for name, shape in self.program.traced.items()}
         return _Chunk([_Lane() for _ in range(width)], hp=hp, seeds=np.zeros(width, np.uint32))
 
-    def _fill(self, chunk: _Chunk, queue: deque[Job]) -> np.ndarray | None:
+    def _fill(self, chunk: _Chunk) -> np.ndarray | None:
         """Puts waiting jobs into free lanes; returns the mask [L] of those, or None when there are none."""
         fresh = np.zeros(len(chunk.lanes), bool)
         for i, lane in enumerate(chunk.lanes):
-            if lane.job is None and queue:
-                lane.job, lane.done = queue.popleft(), 0
+            if lane.job is None and self._queue:
+                lane.job, lane.done = self._queue.popleft(), 0
                 fresh[i] = True
                 assert chunk.seeds is not None
                 chunk.seeds[i] = lane.job.seed
@@ -150,6 +173,7 @@ class Lanes:
         n = min(min(lane.job.steps, (lane.done // every + 1) * every) - lane.done for lane in live if lane.job)
         assert chunk.on_device is not None
         chunk.state, result = self.program.run(chunk.state, *chunk.on_device, fresh, n)
+        self.calls += 1
         self.lane_steps += n * len(chunk.lanes)
         self.live_steps += n * len(live)
         owners = []
@@ -198,11 +222,3 @@ def _settle_idle_lanes(chunk: _Chunk, fresh: np.ndarray) -> None:
             for column in chunk.hp.values():
                 column[i] = column[first]
             fresh[i] = True
-
-
-def jobs_by_group(groups: Sequence[Any]) -> dict[Any, list[int]]:
-    """Positions by group, in the order in which the groups first appear."""
-    positions: dict[Any, list[int]] = {}
-    for i, group in enumerate(groups):
-        positions.setdefault(group, []).append(i)
-    return positions

@@ -2,7 +2,7 @@
 
 from vmaptune.study._api import Check, Replay, changed_space, check, replay, run
 from vmaptune.study._options import Options
-from vmaptune.study._run import Listener, Progress, Silent
+from vmaptune.study._progress import Listener, Progress, Silent
 from vmaptune.study._study import Study, load
 
 __all__ = [

@@ -27,7 +27,8 @@ from vmaptune.experiment import (
 )
 from vmaptune.space import Space
 from vmaptune.study._options import Options, options_for
-from vmaptune.study._run import Listener, Silent, StudyRun
+from vmaptune.study._progress import Listener, Silent
+from vmaptune.study._run import StudyRun
 from vmaptune.study._study import Study, load
 
 REPLAY_TOLERANCE = 1e-4  # relative, on the loss curve, while rounding does not decide it

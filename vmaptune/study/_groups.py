@@ -1,0 +1,126 @@
+"""The groups of a study: trials that share all static settings share one compiled program."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from vmaptune.engine.plan import Plan, default_plan, lanes_in_memory
+from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
+from vmaptune.experiment import Experiment, Statics, raise_as_input_error
+from vmaptune.store.ledger import Ledger
+from vmaptune.study._options import Options
+from vmaptune.study._progress import Counts
+from vmaptune.task import Task
+
+
+@dataclass
+class Group:
+    """The trials that share all static settings, and their program."""
+
+    number: int
+    static: tuple[tuple[str, Any], ...]
+    functions: LaneFunctions
+    plan: Plan
+    _program: Program | None = None
+    evaluate_seconds: float = 0.0  # of one call
+
+    @property
+    def program(self) -> Program:
+        """The compiled segment."""
+        assert self._program is not None
+        return self._program
+
+    def lanes_in_memory(self) -> int:
+        """How many of this group's lanes may live at once, were it alone."""
+        return lanes_in_memory(self.functions.costs().state_bytes, self.plan)
+
+
+class Groups:
+    """All groups that a study has met, by their static settings; compiled when first met."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        task: Task,
+        statics: Statics,
+        traced: Mapping[str, jax.ShapeDtypeStruct],
+        options: Options,
+        ledger: Ledger,
+        counts: Counts,
+        file: str | None,
+    ):
+        self.experiment, self.task, self.statics, self.traced = experiment, task, statics, traced
+        self.options, self.ledger, self.counts, self.file = options, ledger, counts, file
+        self._groups: dict[tuple, Group] = {}
+        self._shared: SharedArrays = {}
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self._groups.values())
+
+    def of(self, params: Mapping[str, Any]) -> Group:
+        """The group of a trial; `prepare` must have met it."""
+        return self._groups[self.statics.group_of(params)]
+
+    def prepare(self, settings: Sequence[Mapping[str, Any]]) -> None:
+        """Traces, then compiles, the programs that these trials need and that do not exist yet.
+
+        Raises:
+          InputError: the experiment's code refuses a setting.
+        """
+        trials: dict[tuple, list[Mapping[str, Any]]] = {}
+        for params in settings:
+            trials.setdefault(self.statics.group_of(params), []).append(params)
+        new = [self._trace(static, found) for static, found in trials.items() if static not in self._groups]
+        if not new:
+            return
+        self.counts.phase, phase = "compile", self.counts.phase
+        self.counts.tell()
+        started = time.perf_counter()
+        with ThreadPoolExecutor(2) as pool:
+            programs = pool.map(lambda g: Program(g.functions, self.traced, g.plan, self._shared), new)
+            for group, program in zip(new, programs, strict=True):
+                group._program = program
+        self.counts.seconds["compile"] += time.perf_counter() - started
+        self.counts.compilations += len(new)
+        for group in new:
+            group.evaluate_seconds = _evaluate_seconds(group.program)
+        with self.ledger.transaction():
+            for group in new:
+                self.ledger.add_group(
+                    group.number, dict(group.static), group.plan.to_json(), group.program.compile_seconds,
+                    {"memory_bytes": group.program.memory_bytes, **asdict(group.functions.costs())},
+                )  # fmt: skip
+        self.counts.phase = phase
+
+    def _trace(self, static: tuple, trials: Sequence[Mapping[str, Any]]) -> Group:
+        try:
+            functions = LaneFunctions(self.task, dict(static), self.traced)
+        except Exception as error:
+            raise_as_input_error(error, self.file, dict(trials[0]))
+            raise
+        plan = default_plan(
+            functions.costs(), steps=self.experiment.total_steps(trials[0]), trials=len(trials),
+            pinned=dict(self.options.plan),
+        )  # fmt: skip
+        group = Group(len(self._groups), static, functions, plan)
+        self._groups[static] = group
+        return group
+
+
+def _evaluate_seconds(program: Program) -> float:
+    """The time of one evaluation of a call's lanes: a segment of no steps."""
+    hp = {n: program.put(np.zeros(program.plan.width, s.dtype)) for n, s in program.traced.items()}
+    seeds = program.put(np.zeros(program.plan.width, np.uint32))
+    state, result = program.run(program.empty(), hp, seeds, np.ones(program.plan.width, bool), 0)
+    jax.block_until_ready(result)
+    started = time.perf_counter()
+    state, result = program.run(state, hp, seeds, None, 0)
+    jax.block_until_ready(result)
+    return time.perf_counter() - started
