@@ -49,12 +49,31 @@ class Method:
     slow: bool = False  # a repeat is a whole search: a few of them, after the others
 
 
+def chunks(*sizes: int, **options: Any) -> tuple[Candidate, ...]:
+    """The same settings with so many lanes at once each."""
+    return tuple(({}, {"chunk": size, **options}) for size in sizes)
+
+
+MLP = ("mlp",)
+MLP_AND_CNN = ("mlp", "cnn")
 METHODS = {
     "vmaptune": Method("ours.py", evaluates=True),
     "vmaptune_shared": Method("ours.py"),
     "loop": Method("plain_jax.py", (PLAIN, ONE_EIGEN_THREAD)),
     "scan": Method("plain_jax.py", (PLAIN, ONE_EIGEN_THREAD), evaluates=True),
     "vmap": Method("plain_jax.py", (PLAIN, ONE_EIGEN_THREAD), evaluates=True),
+    "torch_vmap_compile": Method("packed_torch.py", chunks(256, 64, 16, 4), kinds=MLP_AND_CNN),
+    "torch_vmap_compile_own": Method("packed_torch.py", chunks(256, 64, 16, 4), kinds=MLP_AND_CNN),
+    "torch_bmm": Method(
+        "packed_torch.py",
+        (*chunks(256, 64, 16), *chunks(64, compile=False)),
+        kinds=MLP,
+    ),
+    "torch_processes": Method("torch_processes.py", kinds=MLP_AND_CNN),
+    "sklearn": Method("sklearn_search.py", (({}, {"jobs": -1}), ({}, {"jobs": 2})), kinds=MLP),
+    "optuna_torch": Method("optuna_torch.py", (({}, {"threads": 1}), ({}, {"threads": 2})), kinds=MLP_AND_CNN),
+    "hyperoptax": Method("hyperoptax_search.py", chunks(256, 64, 16)),
+    "ray_tune": Method("ray_tune.py", kinds=MLP_AND_CNN, slow=True),
     "bound": Method("plain_jax.py"),
 }
 
@@ -140,7 +159,8 @@ def best_worker(work: str, method: str, args: argparse.Namespace) -> Worker:
     if args.device == "cpu":
         environment["JAX_PLATFORMS"] = "cpu"
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    options = {"seconds": args.seconds, "plan": args.plan, "quick": args.quick, "device": args.device, "verbose": args.verbose}  # fmt: skip
+    options = {"seconds": args.seconds, "plan": args.plan, "quick": args.quick, "device": args.device,
+               "verbose": args.verbose}  # fmt: skip
     candidates = METHODS[method].candidates
     candidates = candidates[:1] if args.quick else candidates
     best, best_speed = None, float("inf")
