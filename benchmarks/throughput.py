@@ -22,6 +22,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,19 +57,24 @@ def chunks(*sizes: int, **options: Any) -> tuple[Candidate, ...]:
 
 MLP = ("mlp",)
 MLP_AND_CNN = ("mlp", "cnn")
+VMAP_COMPILE = (*chunks(256, flat=True), *chunks(256, 64, 16, 4))
+BMM = (*chunks(256, 64, 16, 4), *chunks(64, compile=False))
+# What has been the fastest of these at each work, or close to it, on two CPU cores; the rest with --all-settings.
+LIKELY = {
+    "mlp_8_32": (*chunks(256, flat=True), *chunks(256)),
+    "mlp_32_64": chunks(64, 256),
+    "mlp_64_128": chunks(64, 16),
+    "mlp_256_128": chunks(16, 4),
+}
 METHODS = {
     "vmaptune": Method("ours.py", evaluates=True),
     "vmaptune_shared": Method("ours.py"),
     "loop": Method("plain_jax.py", (PLAIN, ONE_EIGEN_THREAD)),
     "scan": Method("plain_jax.py", (PLAIN, ONE_EIGEN_THREAD), evaluates=True),
     "vmap": Method("plain_jax.py", (PLAIN, ONE_EIGEN_THREAD), evaluates=True),
-    "torch_vmap_compile": Method("packed_torch.py", chunks(256, 64, 16, 4), kinds=MLP_AND_CNN),
-    "torch_vmap_compile_own": Method("packed_torch.py", chunks(256, 64, 16, 4), kinds=MLP_AND_CNN),
-    "torch_bmm": Method(
-        "packed_torch.py",
-        (*chunks(256, 64, 16), *chunks(64, compile=False)),
-        kinds=MLP,
-    ),
+    "torch_vmap_compile": Method("packed_torch.py", VMAP_COMPILE, kinds=MLP_AND_CNN),
+    "torch_vmap_compile_own": Method("packed_torch.py", VMAP_COMPILE, kinds=MLP_AND_CNN),
+    "torch_bmm": Method("packed_torch.py", BMM, kinds=MLP),
     "torch_processes": Method("torch_processes.py", kinds=MLP_AND_CNN),
     "sklearn": Method("sklearn_search.py", (({}, {"jobs": -1}), ({}, {"jobs": 2})), kinds=MLP),
     "optuna_torch": Method("optuna_torch.py", (({}, {"threads": 1}), ({}, {"threads": 2})), kinds=MLP_AND_CNN),
@@ -155,13 +161,15 @@ class Worker:
 
 def best_worker(work: str, method: str, args: argparse.Namespace) -> Worker:
     """The method's fastest setting, ready to be timed; the others' processes have ended."""
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TORCHINDUCTOR_CACHE_DIR": args.torch_cache}
     if args.device == "cpu":
         environment["JAX_PLATFORMS"] = "cpu"
         environment["CUDA_VISIBLE_DEVICES"] = ""
     options = {"seconds": args.seconds, "plan": args.plan, "quick": args.quick, "device": args.device,
                "verbose": args.verbose}  # fmt: skip
     candidates = METHODS[method].candidates
+    if METHODS[method].script == "packed_torch.py" and not args.all_settings:
+        candidates = LIKELY.get(work, chunks(64, 4))
     candidates = candidates[:1] if args.quick else candidates
     best, best_speed = None, float("inf")
     tried = []
@@ -203,7 +211,7 @@ def measure_work(work: str, methods: Sequence[str], args: argparse.Namespace) ->
             say(f"{work} {method}: {worker.note or 'ready'} after {time.perf_counter() - started:.1f} s")
         for turn in range(args.repeats):
             for method, worker in workers.items():
-                if turn < 3 or not METHODS[method].slow:
+                if turn < 2 or not METHODS[method].slow:
                     worker.measure()
         for method, worker in workers.items():
             if METHODS[method].evaluates and not args.no_evaluation:
@@ -247,6 +255,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, help="interleaved repeats; default: 7, with --quick 3")
     parser.add_argument("--seconds", type=float, help="of one repeat, about; default: 1, with --quick 0.3")
     parser.add_argument("--plan", default="", help="pin vmaptune's plan, as `vmaptune run --plan` does")
+    parser.add_argument("--all-settings", action="store_true", help="try settings that have never been the fastest too")
     parser.add_argument("--no-evaluation", action="store_true", help="do not time evaluations")
     parser.add_argument("--verbose", action="store_true", help="show what the peers print")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
@@ -259,15 +268,16 @@ def main() -> int:
     print(f"throughput · {machine['processor']}, {machine['cores']} cores, {machine['device']} · "
           + ", ".join(f"{k} {v}" for k, v in versions.items()), flush=True)  # fmt: skip
     rows: list[Row] = []
+    cache = tempfile.TemporaryDirectory()  # empty at first, so that compile times are those of a first run
+    args.torch_cache = cache.name
     for work in works:
         chosen = [m for m in methods if WORKS[work].kind in METHODS[m].kinds]
-        mine = measure_work(work, chosen, args)
-        print(table(with_ratios(mine)), flush=True)
+        mine = with_ratios(measure_work(work, chosen, args))
+        print(table(mine), flush=True)
         rows += mine
     file = Path(args.json) if args.json else None
     if file and args.append and file.exists():
         rows = merged(json.loads(file.read_text(encoding="utf-8"))["rows"], rows)
-    rows = with_ratios(rows)
     for row in rows:
         versions |= row.pop("versions", {})
     judged = bars(rows, args.device)

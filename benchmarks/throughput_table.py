@@ -57,20 +57,23 @@ def row_of(work: str, method: str, times: Sequence[Mapping[str, Any]], about: Ma
 
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
-    """Each row with `ratio`, its time over vmaptune's: own batches against own, shared against shared.
+    """The rows of one run, each with `ratio`, its time over vmaptune's, and the times that were divided by.
 
-    The bound's is the share of it that vmaptune reaches. None where there is nothing to compare with.
+    Own batches are compared with own (`us_own`), all else with shared (`us_shared`); `ratio_to_own` is over own for
+    every row. The bound's ratio is the share of it that vmaptune reaches. None where there is nothing to compare.
     """
     times = {(r["work"], r["method"]): r["us_per_model_step"] for r in rows if r.get("us_per_model_step")}
     done = []
     for row in rows:
-        against = "vmaptune" if row["method"] in OWN else "vmaptune_shared"
-        ours, own = times.get((row["work"], against)), times.get((row["work"], "vmaptune"))
+        own, shared = (times.get((row["work"], method)) for method in OURS)
         mine = row.get("us_per_model_step")
+        against = own if row["method"] in OWN else shared
         done.append(
             {
                 **row,
-                "ratio": mine / ours if mine and ours else None,
+                "us_own": own,
+                "us_shared": shared,
+                "ratio": mine / against if mine and against else None,
                 "ratio_to_own": mine / own if mine and own else None,
             }
         )
@@ -103,11 +106,7 @@ def bars(rows: Sequence[Row], device: str = "cpu") -> list[Row]:
 
 
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """The old rows, with those of the same work and method replaced by the new ones.
-
-    Ratios are of one run, so all rows of a work that was measured again are replaced, save where the new run
-    has no row of that method.
-    """
+    """The old rows, with those of the same work and method replaced; each keeps the ratio of its own run."""
     fresh = {(r["work"], r["method"]) for r in new}
     return [r for r in old if (r["work"], r["method"]) not in fresh] + list(new)
 
@@ -135,9 +134,9 @@ def table(rows: Sequence[Row]) -> str:
                 lines.append(f"    {'evaluation of a model':20}{row['us_per_evaluation']:>14.2f}")
             if row["method"] == "bound":
                 lines.append(
-                    f"    {row['gigaflops']:.0f} GFLOP/s, {row['gigabytes_per_s']:.0f} GB/s; ours take "
+                    f"    {row['gigaflops']:.0f} GFLOP/s, {row['gigabytes_per_s']:.0f} GB/s; share reached: "
                     + " and ".join(
-                        f"{1 / (1 / row[name]):.2f} of it ({what})"
+                        f"{row[name]:.2f} ({what})"
                         for name, what in (("ratio", "shared batches"), ("ratio_to_own", "own"))
                         if row.get(name)
                     )

@@ -19,20 +19,20 @@ from _torch_models import data_of, model_of
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from works import ADAM, Work, learning_rates, order
 
-State = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]  # parameters, both moments
+State = tuple[Any, Any, Any]  # parameters and both moments: lists of tensors, each [L, ...]
 
 
-def adam(state: State, grads: dict[str, torch.Tensor], rate: torch.Tensor, t: torch.Tensor) -> State:
-    """One update; `rate` broadcasts against each parameter."""
+def adam(state: State, grads: Any, rate: torch.Tensor, corrections: torch.Tensor) -> State:
+    """One update; `rate` broadcasts against each parameter, `corrections` are both moments' [2]."""
     beta1, beta2, epsilon = ADAM
-    new: State = ({}, {}, {})
-    for name, p in state[0].items():
-        g = grads[name]
-        m = beta1 * state[1][name] + (1 - beta1) * g
-        v = beta2 * state[2][name] + (1 - beta2) * g * g
+    new: State = ([], [], [])
+    for p, m, v, g in zip(*state, grads, strict=True):
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g * g
         r = rate.reshape(rate.shape + (1,) * (p.dim() - rate.dim()))
-        scaled = r * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + epsilon)
-        new[0][name], new[1][name], new[2][name] = p - scaled, m, v
+        new[0].append(p - r * (m * corrections[0]) / ((v * corrections[1]).sqrt() + epsilon))
+        new[1].append(m)
+        new[2].append(v)
     return new
 
 
@@ -42,71 +42,81 @@ class Packed:
         torch.set_num_threads(options.get("threads", 2))
         self.device = "cuda" if options.get("device") == "gpu" and torch.cuda.is_available() else "cpu"
         self.chunk = min(options.get("chunk", work.lanes), work.lanes)
-        self.compiled, self.mode = options.get("compile", True), options.get("mode")
-        self.own = method.endswith("_own")
+        self.flat, self.compiled = options.get("flat", False), options.get("compile", True)
+        self.own, self.bmm = method.endswith("_own"), method == "torch_bmm"
         torch.manual_seed(0)
         self.x, self.y = (part.to(self.device) for part in data_of(work))
-        models = [model_of(work) for _ in range(work.lanes)]
-        self.params = {n: p.detach().to(self.device) for n, p in stack_module_state(models)[0].items()}
         self.model = model_of(work).to(self.device)
+        params = stack_module_state([model_of(work) for _ in range(work.lanes)])[0]
+        self.names = list(params)
+        params = [p.detach().to(self.device) for p in params.values()]
+        if self.bmm:  # weights as [L, in, out]
+            params = [p.transpose(1, 2).contiguous() if p.dim() == 3 else p.unsqueeze(1) for p in params]
+        self.shapes = [p.shape[1:] for p in params]
+        self.params = [torch.cat([p.flatten(1) for p in params], 1)] if self.flat else params
         self.rates = torch.from_numpy(learning_rates(work.lanes)).to(self.device)
-        rows = order(work, work.segment, lanes=self.chunk if self.own else None)
-        self.rows = torch.from_numpy(rows).long().to(self.device)
-        self.counts = [torch.tensor(float(t + 1), device=self.device) for t in range(work.segment)]
+        rows = torch.from_numpy(order(work, work.segment, lanes=self.chunk if self.own else None)).long()
+        t = torch.arange(1, work.segment + 1)
+        corrections = torch.stack([1 / (1 - ADAM[0] ** t), 1 / (1 - ADAM[1] ** t)], 1)
+        self.rows, self.corrections = list(rows.to(self.device)), list(corrections.to(self.device))
 
     # ---- the two ways of a step ----------------------------------------------------------------------
 
-    def vmap_step(self, state: State, rates: Any, x: Any, y: Any, rows: Any, t: Any) -> Any:
+    def vmap_step(self, state: State, rates: Any, x: Any, y: Any, rows: Any, corrections: Any) -> Any:
         """`rows` is `[B]`, or `[L, B]` with own batches."""
 
         def loss(params: Any, xb: Any, yb: Any) -> Any:
-            return torch.nn.functional.cross_entropy(functional_call(self.model, params, (xb,)), yb)
+            named = dict(zip(self.names, params, strict=True))
+            return torch.nn.functional.cross_entropy(functional_call(self.model, named, (xb,)), yb)
 
         def lane(params: Any, m: Any, v: Any, rate: Any, xb: Any, yb: Any) -> Any:
-            grads, value = grad_and_value(loss)(params, xb, yb)
-            return adam((params, m, v), grads, rate, t), value
+            leaves = params
+            if self.flat:  # one buffer for all parameters, so that Adam is one pass
+                pieces = params[0].split([shape.numel() for shape in self.shapes])
+                leaves = [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+            grads, value = grad_and_value(loss)(leaves, xb, yb)
+            if self.flat:
+                grads = [torch.cat([g.reshape(-1) for g in grads])]
+            return adam((params, m, v), grads, rate, corrections), value
 
         batch = 0 if self.own else None
         return vmap(lane, (0, 0, 0, 0, batch, batch))(*state, rates, x[rows], y[rows])
 
-    def bmm_step(self, state: State, rates: Any, x: Any, y: Any, rows: Any, t: Any) -> Any:
-        names = list(state[0])
-        params = {n: p.requires_grad_() for n, p in state[0].items()}
+    def bmm_step(self, state: State, rates: Any, x: Any, y: Any, rows: Any, corrections: Any) -> Any:
+        params = [p.requires_grad_() for p in state[0]]
         h = x[rows].expand(self.chunk, -1, -1)  # [L, B, 64]
-        for layer in (0, 2, 4):
-            weight, bias = params[f"{layer}.weight"], params[f"{layer}.bias"]
-            h = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))
-            h = h.relu() if layer < 4 else h
+        for layer in range(3):
+            h = torch.baddbmm(params[2 * layer + 1], h, params[2 * layer])
+            h = h.relu() if layer < 2 else h
         labels = y[rows].expand(self.chunk, -1)
         value = torch.nn.functional.cross_entropy(h.flatten(0, 1), labels.flatten(), reduction="none")
         value = value.view(self.chunk, -1).mean(1)
-        grads = torch.autograd.grad(value.sum(), [params[n] for n in names])
+        grads = torch.autograd.grad(value.sum(), params)
         with torch.no_grad():
-            return self.update(state, dict(zip(names, grads, strict=True)), rates, t), value.detach()
+            return self.update(state, grads, rates, corrections), value.detach()
 
     # ---- the peer ------------------------------------------------------------------------------------
 
     def prepare(self) -> dict[str, Any]:
-        if self.method == "torch_bmm":
+        if self.bmm:
             self.step: Any = self.bmm_step
             self.update = torch.compile(adam, dynamic=False) if self.compiled else adam
         else:
-            self.step = torch.compile(self.vmap_step, mode=self.mode, dynamic=False)
-        self.states = [
-            ({n: p[i : i + self.chunk].clone() for n, p in self.params.items()}, zeros(self.params, self.chunk),
-             zeros(self.params, self.chunk))
-            for i in range(0, self.work.lanes, self.chunk)
-        ]  # fmt: skip
+            self.step = torch.compile(self.vmap_step, dynamic=False)
+        self.states: list[State] = []
+        for i in range(0, self.work.lanes, self.chunk):
+            params = [p[i : i + self.chunk].clone() for p in self.params]
+            self.states.append((params, [torch.zeros_like(p) for p in params], [torch.zeros_like(p) for p in params]))
         started = time.perf_counter()
         self.run(self.states[0], self.rates[: self.chunk], 2)
         compile_s = time.perf_counter() - started
         self.calls = 1
         self.calls = max(1, round(self.target / self.time()["seconds"]))
-        return {"compile_s": compile_s, "setting": f"{self.work.lanes} lanes in chunks of {self.chunk}"}
+        return {"compile_s": compile_s, "setting": f"{self.work.lanes} lanes"}
 
     def run(self, state: State, rates: torch.Tensor, steps: int) -> tuple[State, torch.Tensor]:
         for i in range(steps):
-            state, value = self.step(state, rates, self.x, self.y, self.rows[i], self.counts[i])
+            state, value = self.step(state, rates, self.x, self.y, self.rows[i], self.corrections[i])
         if self.device == "cuda":
             torch.cuda.synchronize()
         return state, value
@@ -120,10 +130,6 @@ class Packed:
         seconds = time.perf_counter() - started
         model_steps = self.calls * self.work.segment * self.work.lanes
         return {"seconds": seconds, "model_steps": model_steps, "loss": float(value.mean())}
-
-
-def zeros(params: dict[str, torch.Tensor], lanes: int) -> dict[str, torch.Tensor]:
-    return {n: torch.zeros_like(p[:lanes]) for n, p in params.items()}
 
 
 if __name__ == "__main__":
