@@ -17,6 +17,7 @@ _WHERE = {
     "Task": "task",
     "run": "study", "check": "study", "load": "study", "replay": "study", "Study": "study",
     "prepare_devices": "engine.devices",
+    "live": "view.live",
     "InputError": "errors", "StudyError": "errors", "VmaptuneError": "errors",
 }  # fmt: skip
 _MODULES = ("schedules", "nn")
@@ -32,6 +33,7 @@ __all__ = [
     "VmaptuneError",
     "check",
     "choice",
+    "live",
     "load",
     "lograndint",
     "loguniform",
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     )
     from vmaptune.study import Study, check, load, replay, run
     from vmaptune.task import Task
+    from vmaptune.view.live import live
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 
 from vmaptune.cli._common import FAILED, OK, add_experiment, add_search, parse_changes, strict_json
 from vmaptune.errors import InputError
@@ -30,7 +31,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--expand", action="store_true", help="let the zoom leave the first space where the best lean on it"
     )
     command.add_argument("--lanes", type=int, metavar="L", help="most lanes alive at once (default: all)")
-    command.add_argument("--quiet", action="store_true", help="no progress line")
+    command.add_argument("--quiet", action="store_true", help="no live view")
     command.add_argument("--json", action="store_true", help="print one JSON object last")
     command.set_defaults(function=_run)
 
@@ -53,7 +54,7 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _run(args: argparse.Namespace) -> int:
     from vmaptune.engine.devices import prepare_devices
     from vmaptune.study import run
-    from vmaptune.view.progress import ProgressLine
+    from vmaptune.view.live import live
     from vmaptune.view.summary import summary
 
     changes = parse_changes(args.changes)
@@ -61,17 +62,17 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError("--out must name a directory, but got an empty name; leave it out for runs/<experiment>")
     prepare_devices()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends a study as Ctrl-C does
-    line = None if args.quiet else ProgressLine(notes=args.json)
+    view = None if args.quiet else live(sys.stderr, notes=args.json)
     try:
         study = run(
             args.experiment, trials=args.trials, rounds=args.rounds, steps=args.steps, seed=args.seed,
             out=args.out, keep=args.keep, method=args.method, changes=changes, expand=args.expand,
-            plan=args.plan, lanes=args.lanes, listener=line,
+            plan=args.plan, lanes=args.lanes, listener=view,
         )  # fmt: skip
     finally:
         signal.signal(signal.SIGTERM, before)
-        if line:
-            line.close()
+        if view:
+            view.close()
     print(strict_json(study.result) if args.json else summary(study.result))
     return OK
 

@@ -44,6 +44,7 @@ class Point:
 class _Lane:
     job: Job | None = None
     done: int = 0  # steps dispatched
+    used: bool = False  # whether it has held a trial
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Lanes:
         self._chunks: list[_Chunk] = []
         self._turn = 0  # the chunk that is dispatched next
         self.calls = 0
+        self.refilled = 0  # times that a lane took in another trial
         self.lane_steps = 0  # steps of all lanes, idle ones too
         self.live_steps = 0  # steps of lanes that held a trial
 
@@ -103,6 +105,11 @@ class Lanes:
     def live(self) -> int:
         """Trials that are in a lane."""
         return sum(len(chunk.live()) for chunk in self._chunks)
+
+    @property
+    def waiting(self) -> int:
+        """Trials that wait for a lane."""
+        return len(self._queue)
 
     def submit(self, jobs: Iterable[Job]) -> None:
         """Adds jobs to the queue, in their order."""
@@ -149,6 +156,8 @@ class Lanes:
         for i, lane in enumerate(chunk.lanes):
             if lane.job is None and self._queue:
                 lane.job, lane.done = self._queue.popleft(), 0
+                self.refilled += lane.used
+                lane.used = True
                 fresh[i] = True
                 assert chunk.seeds is not None
                 chunk.seeds[i] = lane.job.seed

@@ -89,7 +89,12 @@ def run(
     if note:
         listener.note(note)
     study = StudyRun(experiment, options, directory, source=source, listener=listener, warnings=[note] if note else [])
-    study.run()
+    try:
+        study.run()
+    finally:
+        close = getattr(listener, "close", None)  # a view gives the terminal back
+        if close is not None:
+            close()
     return load(directory, experiment)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+
+BEAT = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,19 @@ class Progress:
     seconds: float
     best: float | None
     infeasible: int
+    name: str = ""
+    directory: str = ""
+    objective: str = "objective"
+    direction: str = "minimize"
+    best_params: Mapping[str, Any] | None = None
+    stopped: int = 0
+    steps_seen: int = 0  # model-steps, those of trials that still train among them
+    alive: int = 0  # trials in lanes
+    waiting: int = 0  # trials of this round that wait for a lane
+    refilled: int = 0  # times that a lane took in another trial
+    rung: int | None = None  # the rung that trials are on their way to, from 0
+    rungs: int | None = None
+    bound: float | None = None  # model-steps a second that the machine's arithmetic alone allows, where known
 
 
 class Listener(Protocol):
@@ -53,14 +69,27 @@ class Counts:
     started: float = field(default_factory=time.perf_counter)
     round: int = 0
     phase: str = "compile"
+    name: str = ""
+    directory: str = ""
+    objective: str = "objective"
+    lanes: Sequence[Any] = ()  # of the groups that train now
+    submitted: int = 0  # trials that have begun, or wait for a lane
     done: int = 0  # trials that have ended
     infeasible: int = 0
+    stopped: int = 0
+    steps_seen: int = 0
+    refilled: int = 0  # of the rounds before
+    rung: int | None = None
+    rungs: int | None = None
+    bound: float | None = None
+    best_params: Mapping[str, Any] | None = None
     best: float = math.inf  # of all values seen, to be minimised
     model_steps: int = 0
     total_steps: int = 0
     compilations: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"compile": 0.0, "train": 0.0, "evaluate": 0.0})
     warnings: list[str] = field(default_factory=list)
+    last_beat: float = 0.0
 
     def warn(self, text: str) -> None:
         """Keeps a warning for the result, and says it now."""
@@ -71,19 +100,45 @@ class Counts:
         """Seconds since the study began."""
         return time.perf_counter() - self.started
 
+    def progress(self) -> Progress:
+        """Where the study stands now."""
+        waiting = sum(lanes.waiting for lanes in self.lanes)
+        return Progress(
+            round=self.round,
+            rounds=self.rounds,
+            phase=self.phase,
+            done=self.done,
+            trials=self.trials,
+            model_steps=self.model_steps,
+            total_steps=self.total_steps,
+            seconds=self.total_seconds(),
+            best=self.sign * self.best if math.isfinite(self.best) else None,
+            infeasible=self.infeasible,
+            name=self.name,
+            directory=self.directory,
+            objective=self.objective,
+            direction="minimize" if self.sign > 0 else "maximize",
+            best_params=self.best_params,
+            stopped=self.stopped,
+            steps_seen=self.steps_seen,
+            alive=max(0, self.submitted - self.done - waiting),
+            waiting=waiting,
+            refilled=self.refilled + sum(lanes.refilled for lanes in self.lanes),
+            rung=self.rung,
+            rungs=self.rungs,
+            bound=self.bound,
+        )
+
     def tell(self) -> None:
         """Tells the listener."""
-        self.listener.progress(
-            Progress(
-                round=self.round,
-                rounds=self.rounds,
-                phase=self.phase,
-                done=self.done,
-                trials=self.trials,
-                model_steps=self.model_steps,
-                total_steps=self.total_steps,
-                seconds=self.total_seconds(),
-                best=self.sign * self.best if math.isfinite(self.best) else None,
-                infeasible=self.infeasible,
-            )
-        )
+        self.listener.progress(self.progress())
+
+    def heartbeat(self) -> dict[str, Any] | None:
+        """What the ledger keeps of this for a view from outside, once a second; None in between."""
+        now = time.time()
+        if now - self.last_beat < BEAT:
+            return None
+        self.last_beat = now
+        p = self.progress()
+        said = ("phase", "seconds", "steps_seen", "total_steps", "waiting", "refilled", "rung", "rungs", "bound")
+        return {"time": now, **{name: getattr(p, name) for name in said}}

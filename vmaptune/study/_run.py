@@ -50,7 +50,8 @@ class StudyRun:
         self.counts = Counts(
             rounds=len(self.budget.rounds), trials=options.trials,
             sign=1.0 if self.experiment.direction == "minimize" else -1.0, listener=listener or Silent(),
-            warnings=list(warnings),
+            warnings=list(warnings), name=source.name if source else self.experiment.name, directory=str(directory),
+            objective=self.experiment.objective,
         )  # fmt: skip
         file = source.path if source else None
         task = self.experiment.build()

@@ -11,6 +11,7 @@ from typing import Any
 from vmaptune.engine.lanes import Job, Lanes, Point
 from vmaptune.experiment import Experiment
 from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
+from vmaptune.store.live import HEARTBEAT
 from vmaptune.store.states import State
 from vmaptune.study._groups import Group, Groups
 from vmaptune.study._options import Options
@@ -38,10 +39,14 @@ class Training:
         for group, jobs in by_group.values():
             lanes.append(self._lanes(group, share=len(by_group)))
             lanes[-1].submit(jobs)
+        self.counts.lanes = lanes
+        self.counts.submitted += len(rows)
         started = time.perf_counter()
         going = list(lanes)
         while going:
             going = [each for each in going if each.advance()]
+        self.counts.refilled += sum(each.refilled for each in lanes)
+        self.counts.lanes = ()
         spent = time.perf_counter() - started
         evaluating = sum(
             each.calls * group.evaluate_seconds for each, (group, _) in zip(lanes, by_group.values(), strict=True)
@@ -71,6 +76,7 @@ class Training:
             reason = infeasible(point, value)
             curve.append(CurvePoint(point.trial, point.step, point.loss, value, point.metrics))
             row = self.rows[point.trial]
+            self.counts.steps_seen += point.step - row.steps
             steps = self.experiment.total_steps(row.params)
             if reason is None and point.step < steps:
                 self.rows[row.trial] = replace(row, steps=point.step)
@@ -85,6 +91,9 @@ class Training:
         with self.ledger.transaction():
             self.ledger.add_curve_points(curve)
             self.ledger.finish_trials(ended)
+            beat = self.counts.heartbeat()
+            if beat is not None:
+                self.ledger.set_meta(HEARTBEAT, beat)
         self.counts.tell()
         return stop
 
@@ -92,9 +101,12 @@ class Training:
         counts = self.counts
         counts.done += 1
         counts.infeasible += row.state == State.INFEASIBLE
+        counts.stopped += row.state == State.STOPPED
         counts.model_steps += row.steps
         if row.state == State.COMPLETE and row.value is not None and math.isfinite(row.value):
-            counts.best = min(counts.best, counts.sign * row.value)
+            value = counts.sign * row.value
+            if value < counts.best:
+                counts.best, counts.best_params = value, row.params
 
 
 def infeasible(point: Point, value: float) -> str | None:

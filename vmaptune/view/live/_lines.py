@@ -1,0 +1,80 @@
+"""The live view where nothing can be redrawn (a log), and in a notebook: one line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+from vmaptune.view.live._draw import line, settings
+from vmaptune.view.live._snapshot import Rate, from_progress
+
+LOG_EVERY = 10.0  # seconds
+NOTEBOOK_EVERY = 0.5
+
+
+class PlainLines:
+    """A listener that writes a line now and then, and one at each new phase."""
+
+    every = LOG_EVERY
+
+    def __init__(self, stream: TextIO | None = None, *, notes: bool = True):
+        self.stream = stream or sys.stderr
+        self.notes = notes  # the summary prints them too
+        self._drawn = -1e9
+        self._phase = ""
+        self._rate = Rate()
+
+    def progress(self, progress: Any) -> None:
+        """Writes the line, unless one was written a moment ago."""
+        now = time.monotonic()
+        rate = self._rate.update(now, progress.steps_seen or progress.model_steps)
+        phase = f"{progress.phase} {progress.round}"
+        if now - self._drawn < self.every and phase == self._phase:
+            return
+        self._drawn, self._phase = now, phase
+        self._write(line(from_progress(progress, rate)))
+
+    def note(self, text: str) -> None:
+        """Prints a note on a line of its own."""
+        if self.notes:
+            print(f"note: {text}", file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing is left to remove."""
+
+    def _write(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+
+class NotebookLine(PlainLines):
+    """A listener that keeps one line of a notebook's output current: plain text, no widget."""
+
+    every = NOTEBOOK_EVERY
+
+    def __init__(self, *, notes: bool = True):
+        super().__init__(sys.stdout, notes=notes)
+        self._handle: Any = None
+        self._last: Any = None
+
+    def progress(self, progress: Any) -> None:
+        """Shows the line, unless it was shown a moment ago."""
+        self._last = progress
+        super().progress(progress)
+
+    def close(self) -> None:
+        """Leaves the last state, with the best setting, in the notebook."""
+        if self._last is not None:
+            p = self._last
+            best = f"  ({settings(p.best_params)})" if p.best_params else ""
+            self._write(line(from_progress(p, self._rate.update(time.monotonic(), p.steps_seen))) + best)
+            self._last = None
+
+    def _write(self, text: str) -> None:
+        from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
+
+        data = {"text/plain": text}
+        if self._handle is None:
+            self._handle = display(data, raw=True, display_id=True)
+        else:
+            self._handle.update(data, raw=True)

@@ -1,0 +1,197 @@
+"""A study at one moment, as every live view shows it: made from what the study says, or from its ledger."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmaptune.store.ledger import LedgerReader
+from vmaptune.store.live import best_trials, heartbeat, latest_points, values_of
+from vmaptune.store.states import State
+
+CURVES = 5  # of the best trials
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One trial's objective over training."""
+
+    trial: int
+    values: tuple[float | None, ...]
+    params: Mapping[str, Any]
+    running: bool
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a study stands. What is not known is None, and is not shown."""
+
+    name: str = ""
+    directory: str = ""
+    objective: str = "objective"
+    direction: str = "minimize"
+    state: str = "running"  # as the ledger's meta has it
+    phase: str = "compile"  # "compile", "search", "confirm"
+    round: int = 0
+    rounds: int = 1
+    rung: int | None = None  # the rung that trials are on their way to, from 0
+    rungs: int | None = None
+    done: int = 0
+    trials: int = 0
+    alive: int | None = None  # trials in lanes
+    waiting: int | None = None  # trials of this round that wait for a lane
+    complete: int | None = None
+    stopped: int = 0
+    infeasible: int = 0
+    refilled: int | None = None  # lanes that took in another trial
+    model_steps: int = 0
+    total_steps: int = 0
+    seconds: float = 0.0
+    rate: float | None = None  # model-steps a second
+    bound: float | None = None  # the same, as the machine's arithmetic alone would allow
+    best: float | None = None
+    best_params: Mapping[str, Any] = field(default_factory=dict)
+    curves: tuple[Curve, ...] = ()
+    silent: float | None = None  # seconds since the study last wrote; for a view from outside
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go at this rate."""
+        if not self.rate or self.total_steps <= 0 or self.state != "running":
+            return None
+        return max(0, self.total_steps - self.model_steps) / self.rate
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The slow part of a look into a ledger: what needs more than a row or two."""
+
+    counts: Mapping[State, int]
+    best: float | None
+    best_params: Mapping[str, Any]
+    curves: tuple[Curve, ...]
+
+
+def look(reader: LedgerReader, direction: str) -> Looked:
+    """Counts and the best curves, those of trials that still train among them."""
+    sign = 1.0 if direction == "minimize" else -1.0
+    with reader.snapshot():
+        counts = reader.counts()
+        done = best_trials(reader, CURVES, direction)
+        running = [p for p in latest_points(reader) if p.value is not None]
+        shown = [(sign * row.value, row.trial, row, False) for row in done if row.value is not None]
+        ahead = sorted((sign * p.value, p.trial) for p in running if p.value is not None and math.isfinite(p.value))
+        shown += [(value, trial, reader.trial(trial), True) for value, trial in ahead[:CURVES]]
+        chosen = sorted(shown, key=lambda one: one[:2])[:CURVES]
+        values = values_of(reader, [trial for _, trial, _, _ in chosen])
+    return Looked(
+        counts=counts,
+        best=done[0].value if done else None,
+        best_params=done[0].params if done else {},
+        curves=tuple(Curve(trial, tuple(values[trial]), row.params, alive) for _, trial, row, alive in chosen),
+    )
+
+
+class Rate:
+    """Model-steps a second over the last while, from the moments at which they were counted."""
+
+    WINDOW = 15.0  # seconds
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[float, int]] = []
+
+    def update(self, now: float, steps: int) -> float | None:
+        """Takes in a count, and gives the rate; None until there are two different ones."""
+        if not self._seen or steps != self._seen[-1][1]:
+            self._seen.append((now, steps))
+        while len(self._seen) > 2 and now - self._seen[1][0] > self.WINDOW:
+            self._seen.pop(0)
+        (first, before), (_, after) = self._seen[0], self._seen[-1]
+        return (after - before) / (now - first) if after > before and now > first else None
+
+
+def from_ledger(reader: LedgerReader, rate: Rate | None = None) -> Snapshot:
+    """The whole picture from the ledger alone, for a view from another terminal that keeps `rate`."""
+    meta = reader.meta()
+    direction = meta.get("direction", "minimize")
+    said = heartbeat(reader)
+    rounds = reader.rounds()
+    last = rounds[-1] if rounds else None
+    looked = look(reader, direction)
+    options = meta.get("options", {})
+    counts = looked.counts
+    ended = sum(count for state, count in counts.items() if state.ended)
+    now = time.time()
+    written = said.get("time")
+    state = meta.get("state", "running")
+    seconds = said.get("seconds", 0.0)
+    if state == "running":
+        seconds = seconds + now - written if written else now - meta.get("created", now)
+    if state != "running" and "result" in meta:
+        seconds = meta["result"]["seconds"]["total"]
+    steps = 0
+    if state != "running":
+        steps = meta["result"]["model_steps"] if "result" in meta else 0
+    return Snapshot(
+        name=meta.get("name", ""),
+        directory=str(reader.directory),
+        objective=meta.get("objective", "objective"),
+        direction=direction,
+        state=state,
+        phase=said.get("phase") or (last.kind if last else "compile"),
+        round=last.round if last else 0,
+        rounds=options.get("rounds", 1),
+        rung=said.get("rung"),
+        rungs=said.get("rungs"),
+        done=ended,
+        trials=options.get("trials", last.trials if last else 0),
+        alive=max(0, counts[State.RUNNING] - said.get("waiting", 0)),
+        waiting=said.get("waiting"),
+        complete=counts[State.COMPLETE],
+        stopped=counts[State.STOPPED],
+        infeasible=counts[State.INFEASIBLE],
+        refilled=said.get("refilled"),
+        model_steps=max(said.get("steps_seen", 0), steps),
+        total_steps=said.get("total_steps", 0),
+        seconds=seconds,
+        rate=rate.update(written, said["steps_seen"]) if rate and written and state == "running" else None,
+        bound=said.get("bound"),
+        best=looked.best,
+        best_params=looked.best_params,
+        curves=looked.curves,
+        silent=now - written if written and state == "running" else None,
+    )
+
+
+def from_progress(p: Any, rate: float | None = None, looked: Looked | None = None) -> Snapshot:
+    """What a running study says of itself, with the last look into its ledger."""
+    return Snapshot(
+        name=p.name,
+        directory=p.directory,
+        objective=p.objective,
+        direction=p.direction,
+        phase=p.phase,
+        round=p.round,
+        rounds=p.rounds,
+        rung=p.rung,
+        rungs=p.rungs,
+        done=p.done,
+        trials=p.trials,
+        alive=p.alive,
+        waiting=p.waiting,
+        complete=p.done - p.infeasible - p.stopped,
+        stopped=p.stopped,
+        infeasible=p.infeasible,
+        refilled=p.refilled,
+        model_steps=p.steps_seen or p.model_steps,
+        total_steps=p.total_steps,
+        seconds=p.seconds,
+        rate=rate,
+        bound=p.bound,
+        best=p.best,
+        best_params=p.best_params or {},
+        curves=looked.curves if looked else (),
+    )
