@@ -4,7 +4,8 @@
                                     [--repeats N] [--seconds S] [--plan PLAN] [--device gpu]
 
 Every method runs in a process of its own, gets its best honest setting (a few are tried, the fastest kept), is
-warmed up, and is then timed in repeats that are interleaved with all others'; a row is the median. Training
+warmed up, and is then timed in repeats that are interleaved with all others'; a row is the median. A repeat in
+which other processes took more than 5 % of the machine is taken again, at most as often as there are repeats. Training
 alone is timed; evaluation, imports and compilation are given apart, the latter two also included
 (`us_included`: spread over a job of 256 models and 1,000 steps). `ratio` is a row's time over vmaptune's of the
 same run: own batches per lane against own, all others against one order shared by the lanes. Needs the extra
@@ -29,9 +30,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from _disturbance import foreign_share, moment
 from throughput_table import Row, bars, merged, row_of, table, verdict, with_ratios
 from works import WORKS
 
+DISTURBED = 0.05  # a repeat is taken again when others had more of the machine than this
 PEERS = Path(__file__).parent / "peers"
 Candidate = tuple[dict[str, str], dict[str, Any]]  # environment, options
 
@@ -134,9 +137,17 @@ class Worker:
         return reply if self.note is None else {}
 
     def measure(self) -> None:
+        """One repeat, with the share of the machine that other processes took meanwhile."""
+        if self.note is not None:
+            return
+        before = moment(self.process.pid)
         reply = self.ask("time")
         if self.note is None:
-            self.times.append(reply)
+            self.times.append({**reply, "foreign": foreign_share(before, moment(self.process.pid))})
+
+    def clean(self) -> list[Row]:
+        """The repeats that nothing disturbed."""
+        return [t for t in self.times if t["foreign"] <= DISTURBED]
 
     def quit(self) -> None:
         if hasattr(self, "process"):
@@ -156,7 +167,8 @@ class Worker:
             note = self.note or "no time"
             return {"work": self.work, "method": self.method, "us_per_model_step": None, "note": note}
         about = {k: v for k, v in self.about.items() if k != "wall"}
-        return row_of(self.work, self.method, self.times, about)
+        clean = self.clean()
+        return row_of(self.work, self.method, clean if 2 * len(clean) >= len(self.times) else self.times, about)
 
 
 def best_worker(work: str, method: str, args: argparse.Namespace) -> Worker:
@@ -169,7 +181,8 @@ def best_worker(work: str, method: str, args: argparse.Namespace) -> Worker:
                "verbose": args.verbose}  # fmt: skip
     candidates = METHODS[method].candidates
     if METHODS[method].script == "packed_torch.py" and not args.all_settings:
-        candidates = LIKELY.get(work, chunks(64, 4))
+        likely = LIKELY.get(work, chunks(64, 4))
+        candidates = tuple(c for c in likely if c in candidates)
     candidates = candidates[:1] if args.quick else candidates
     best, best_speed = None, float("inf")
     tried = []
@@ -209,9 +222,10 @@ def measure_work(work: str, methods: Sequence[str], args: argparse.Namespace) ->
             started = time.perf_counter()
             workers[method] = worker = best_worker(work, method, args)
             say(f"{work} {method}: {worker.note or 'ready'} after {time.perf_counter() - started:.1f} s")
-        for turn in range(args.repeats):
+        wanted = {method: 2 if METHODS[method].slow else args.repeats for method in workers}
+        for _ in range(2 * args.repeats):
             for method, worker in workers.items():
-                if turn < 2 or not METHODS[method].slow:
+                if len(worker.clean()) < wanted[method] and len(worker.times) < 2 * wanted[method]:
                     worker.measure()
         for method, worker in workers.items():
             if METHODS[method].evaluates and not args.no_evaluation:

@@ -30,7 +30,7 @@ BASELINES = ("loop", "scan", "vmap")  # none of them may be faster than ours at 
 
 
 def row_of(work: str, method: str, times: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Row:
-    """One method's row: the median time of a model-step, and how far its repeats were apart.
+    """One method's row: the median time of a model-step, and its repeats' interquartile range over it.
 
     Args:
       times: each repeat's `seconds` and `model_steps`; whatever else they hold is kept as medians.
@@ -38,6 +38,7 @@ def row_of(work: str, method: str, times: Sequence[Mapping[str, Any]], about: Ma
     """
     us = [t["seconds"] / t["model_steps"] * 1e6 for t in times]
     middle = statistics.median(us)
+    quarters = statistics.quantiles(us, n=4, method="inclusive") if len(us) > 1 else us * 3
     extra = {
         name: statistics.median(t[name] for t in times)
         for name in times[0]
@@ -48,7 +49,7 @@ def row_of(work: str, method: str, times: Sequence[Mapping[str, Any]], about: Ma
         "work": work,
         "method": method,
         "us_per_model_step": middle,
-        "spread": (max(us) - min(us)) / middle,
+        "spread": (quarters[2] - quarters[0]) / middle,
         "us_included": middle + fixed * 1e6 / JOB,
         "repeats": us,
         **about,

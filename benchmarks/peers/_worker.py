@@ -20,17 +20,28 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from works import WORKS
 
+replies = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # whatever a library prints goes to standard error
+
+
+def reply(**values: Any) -> None:
+    replies.write(json.dumps(values) + "\n")
+    replies.flush()
+
+
+def tell_missing(kind: Any, error: Any, trace: Any) -> None:
+    """A peer that cannot be imported is not installed, whole."""
+    if issubclass(kind, ImportError):
+        reply(missing=str(error).splitlines()[0])
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = tell_missing  # while the peer's own imports run
+
 
 def serve(make: Any, packages: tuple[str, ...]) -> None:
     """Answers commands from standard input until `quit`; `make(work, method, options)` builds the peer."""
     work, method, options = WORKS[sys.argv[1]], sys.argv[2], json.loads(sys.argv[3])
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints goes to standard error
-
-    def reply(**values: Any) -> None:
-        replies.write(json.dumps(values) + "\n")
-        replies.flush()
-
     try:
         peer = make(work, method, options)
         reply(versions={name: importlib.metadata.version(name) for name in packages})
@@ -41,8 +52,8 @@ def serve(make: Any, packages: tuple[str, ...]) -> None:
             started = time.perf_counter()
             values = getattr(peer, command)()
             reply(wall=time.perf_counter() - started, **(values or {}))
-    except ImportError as error:
-        reply(missing=str(error))
+    except ImportError:
+        raise
     except Exception as error:
         traceback.print_exc()
         reply(error=f"{type(error).__name__}: {error}"[:500])

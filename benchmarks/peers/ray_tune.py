@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +20,6 @@ TRIALS = 8
 
 def trial(config: dict[str, Any]) -> None:
     """One trial, in its own process."""
-    sys.path[:0] = [HERE, str(Path(HERE).parent)]
     import torch
     from _torch_models import OneModel
 
@@ -38,6 +36,7 @@ class Ray:
 
     def prepare(self) -> dict[str, Any]:
         started = time.perf_counter()
+        os.environ["PYTHONPATH"] = f"{HERE}:{Path(HERE).parent}"  # of the trials' processes
         os.environ.update(
             RAY_AIR_NEW_OUTPUT="0", RAY_DISABLE_IMPORT_WARNING="1", TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1"
         )
