@@ -60,14 +60,14 @@ def chunks(*sizes: int, **options: Any) -> tuple[Candidate, ...]:
 
 MLP = ("mlp",)
 MLP_AND_CNN = ("mlp", "cnn")
-VMAP_COMPILE = (*chunks(256, flat=True), *chunks(256, 64, 16, 4))
-BMM = (*chunks(256, 64, 16, 4), *chunks(64, compile=False))
+VMAP_COMPILE = (*chunks(256, flat=True), *chunks(256, 64, 16, 8, 4))
+BMM = (*chunks(256, 64, 16, 8, 4), *chunks(64, compile=False))
 # What has been the fastest of these at each work, or close to it, on two CPU cores; the rest with --all-settings.
 LIKELY = {
     "mlp_8_32": (*chunks(256, flat=True), *chunks(256)),
     "mlp_32_64": chunks(64, 256),
-    "mlp_64_128": chunks(64, 16),
-    "mlp_256_128": chunks(16, 4),
+    "mlp_64_128": chunks(16, 64),
+    "mlp_256_128": chunks(8, 16),
 }
 METHODS = {
     "vmaptune": Method("ours.py", evaluates=True),

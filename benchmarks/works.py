@@ -81,7 +81,7 @@ class Work:
             return 9 * a + a + 9 * a * b + b + b * 10 + 10
         embedding, head = VOCABULARY * WIDTH, WIDTH * VOCABULARY + VOCABULARY
         if self.kind == "gru":
-            return embedding + 6 * WIDTH * WIDTH + 4 * WIDTH + head
+            return embedding + 6 * WIDTH * WIDTH + 3 * WIDTH + head
         block = 12 * WIDTH * WIDTH + 9 * WIDTH + 4 * WIDTH
         return embedding + CONTEXT * WIDTH + LAYERS * block + 2 * WIDTH + head
 

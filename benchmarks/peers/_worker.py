@@ -41,6 +41,7 @@ sys.excepthook = tell_missing  # while the peer's own imports run
 
 def serve(make: Any, packages: tuple[str, ...]) -> None:
     """Answers commands from standard input until `quit`; `make(work, method, options)` builds the peer."""
+    peer = None
     work, method, options = WORKS[sys.argv[1]], sys.argv[2], json.loads(sys.argv[3])
     try:
         peer = make(work, method, options)
@@ -57,3 +58,6 @@ def serve(make: Any, packages: tuple[str, ...]) -> None:
     except Exception as error:
         traceback.print_exc()
         reply(error=f"{type(error).__name__}: {error}"[:500])
+    finally:
+        if hasattr(peer, "close"):
+            peer.close()

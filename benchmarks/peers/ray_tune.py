@@ -15,7 +15,7 @@ from ray import tune
 from works import LEARNING_RATES, WORKS, Work
 
 HERE = str(Path(__file__).parent)
-TRIALS = 8
+TRIALS = 4
 
 
 def trial(config: dict[str, Any]) -> None:
@@ -68,6 +68,9 @@ class Ray:
             raise RuntimeError(f"{results.num_errors} trials failed: {results.errors[0]}")
         loss = results.get_best_result().metrics["loss"]
         return {"seconds": seconds, "model_steps": TRIALS * self.steps, "loss": loss}
+
+    def close(self) -> None:
+        ray.shutdown()
 
 
 if __name__ == "__main__":
