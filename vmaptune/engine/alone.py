@@ -1,4 +1,4 @@
-"""One trial trained alone, without a lane axis: what `replay` compares the ledger with."""
+"""One trial trained alone, without a lane axis: what `replay` compares the ledger with, and what a person babysits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmaptune.engine.lanes import Point
-from vmaptune.engine.program import LaneFunctions, pack, unpack
+from vmaptune.engine.program import NEVER, LaneFunctions, pack, unpack
 
 
 class Alone:
@@ -19,7 +19,7 @@ class Alone:
     def __init__(self, functions: LaneFunctions, settings: Mapping[str, Any], seed: int):
         shapes = functions.traced
         self.functions = functions
-        self.settings = {name: jnp.asarray(settings[name], shapes[name].dtype) for name in shapes if name in settings}
+        self.settings = self.arrays({name: settings[name] for name in shapes if name in settings})
         self.seed = jnp.uint32(seed)
         kinds = functions.key_kinds
 
@@ -33,7 +33,44 @@ class Alone:
         def evaluate(consts: Any, state: Any, arrays: Any) -> Any:
             return functions.evaluate.call(consts, unpack(state, kinds), arrays)
 
+        def segment(consts: Any, state: Any, arrays: Any, seed: Any, done: Any, n: Any) -> Any:
+            def body(i: Any, carry: Any) -> Any:
+                state, total, bad = carry
+                state, loss = step(consts, state, arrays, seed, done + i)
+                if functions.has_loss:
+                    bad = jnp.where((bad == NEVER) & ~jnp.isfinite(loss), done + i + 1, bad)
+                return state, total + loss, bad
+
+            return jax.lax.fori_loop(0, n, body, (state, jnp.float32(0), jnp.int32(NEVER)))
+
         self._init, self._step, self._evaluate = jax.jit(init), jax.jit(step), jax.jit(evaluate)
+        self._segment = jax.jit(segment)
+
+    def arrays(self, settings: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Traced settings as the step takes them: float32 or int32 scalars by name."""
+        return {name: jnp.asarray(value, self.functions.traced[name].dtype) for name, value in settings.items()}
+
+    def start(self) -> Any:
+        """The trial's state before its first step, packed. A pure function of its settings and seed."""
+        return self._init(self.functions.init.consts, self.settings, self.seed)
+
+    def segment(
+        self, state: Any, done: int, n: int, settings: Mapping[str, jax.Array]
+    ) -> tuple[Any, float, int | None]:
+        """Trains `n` steps after the first `done` ones, with `arrays(...)` of settings that may have changed.
+
+        One program for every n and every value. Returns the new state, the sum of the losses, and the first step
+        whose loss was not finite.
+        """
+        consts = self.functions.step.consts
+        state, total, bad = self._segment(consts, state, dict(settings), self.seed, np.int32(done), np.int32(n))
+        found = int(bad)
+        return state, float(total), None if found == NEVER else found
+
+    def measure(self, state: Any, settings: Mapping[str, jax.Array]) -> dict[str, float]:
+        """The metrics of a state by name."""
+        measured = jax.device_get(self._evaluate(self.functions.evaluate.consts, state, dict(settings)))
+        return {name: float(value) for name, value in measured.items()}
 
     def train(self, stops: Sequence[int], *, nudge: float = 0.0, draw: int = 0) -> list[Point]:
         """Trains from the start and measures at each of `stops` (steps).
@@ -43,7 +80,7 @@ class Alone:
         rounding decides it there.
         """
         functions = self.functions
-        state = self._init(functions.init.consts, self.settings, self.seed)
+        state = self.start()
         if nudge:
             state = _nudged(state, nudge, np.random.default_rng(draw))
         points, done, bad = [], 0, None

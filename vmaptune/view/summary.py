@@ -107,3 +107,17 @@ def replay_text(replay: Any) -> str:
         f"{replay.difference:.1e} (tolerance 1e-4), compared {until}"
     )
     return "\n".join(lines)
+
+
+def panda_text(result: Mapping[str, Any]) -> str:
+    """The end of a babysat model: what it came to, with which settings, and where it lies."""
+    best = result["best"]
+    if best is None:
+        lines = ["the loss is not finite: nothing was kept; roll back earlier, or lower the learning rate"]
+    else:
+        lines = [f"{result['objective']} {number(best['value'])} (best on the way: {number(best['best_seen'])})", ""]
+        width = max(len(name) for name in best["params"])
+        lines += [f"  {name.ljust(width)} = {setting(value)}" for name, value in best["params"].items()]
+        lines += ["", f'the trained model: vmaptune.load("{result["study"]}").best_model()']
+    lines += [f"note: {warning}" for warning in result["warnings"]]
+    return "\n".join([*lines, f"everything is in {result['study']}"])
