@@ -33,6 +33,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument("--lanes", type=int, metavar="L", help="most lanes alive at once (default: all)")
     command.add_argument("--quiet", action="store_true", help="no live view")
     command.add_argument("--json", action="store_true", help="print one JSON object last")
+    command.add_argument("--no-report", action="store_true", help="don't write DIR/report.html")
     command.set_defaults(function=_run)
 
 
@@ -67,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
         study = run(
             args.experiment, trials=args.trials, rounds=args.rounds, steps=args.steps, seed=args.seed,
             out=args.out, keep=args.keep, method=args.method, changes=changes, expand=args.expand,
-            plan=args.plan, lanes=args.lanes, listener=view,
+            plan=args.plan, lanes=args.lanes, listener=view, report=not args.no_report,
         )  # fmt: skip
     finally:
         signal.signal(signal.SIGTERM, before)

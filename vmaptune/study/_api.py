@@ -51,6 +51,7 @@ def run(
     plan: str | None = None,
     lanes: int | None = None,
     listener: Listener | None = None,
+    report: bool = True,
 ) -> Study:
     """Searches an experiment's settings, coarse to fine, and confirms the winner on fresh seeds.
 
@@ -68,6 +69,7 @@ def run(
       plan: what to pin of the plan, e.g. "devices=2,lanes=16,every=50".
       lanes: the most lanes alive at once; more trials wait in a queue.
       listener: told of progress and warnings.
+      report: whether report.html is written after the rounds (where Plotly is installed).
 
     Returns:
       The finished study; `study.best_params`, `study.best_model()`.
@@ -88,7 +90,10 @@ def run(
     directory = Path(out) if out is not None else Path("runs") / name
     if note:
         listener.note(note)
-    study = StudyRun(experiment, options, directory, source=source, listener=listener, warnings=[note] if note else [])
+    study = StudyRun(
+        experiment, options, directory, source=source, listener=listener, warnings=[note] if note else [],
+        report=report,
+    )  # fmt: skip
     try:
         study.run()
     finally:

@@ -23,6 +23,7 @@ from vmaptune.study._groups import Groups
 from vmaptune.study._options import Options, trial_seed
 from vmaptune.study._outcome import outcome, save_models, scored
 from vmaptune.study._progress import Counts, Listener, Silent
+from vmaptune.study._report import RoundReport
 from vmaptune.study._training import Training
 
 Params = dict[str, Any]
@@ -40,6 +41,7 @@ class StudyRun:
         source: LoadedExperiment | None = None,
         listener: Listener | None = None,
         warnings: Sequence[str] = (),
+        report: bool = True,
     ):
         self.options, self.directory = options, directory
         self.budget = options.budget()
@@ -62,6 +64,7 @@ class StudyRun:
             self.counts, file,
         )  # fmt: skip
         self.training = Training(self.experiment, options, self.groups, self.ledger, self.counts)
+        self.report = RoundReport(directory, self.counts.listener, wanted=report)
 
     # ---- the story -----------------------------------------------------------------------------------
 
@@ -95,7 +98,7 @@ class StudyRun:
             self.ledger.set_meta("weights", saved)
             self.ledger.set_meta("result", result)
             self.ledger.set_meta("state", "finished")
-        trials_csv(self.ledger, self.directory / "trials.csv")
+        self._write_views(last=True)
         return result
 
     def _abandon(self, error: BaseException) -> None:
@@ -110,6 +113,12 @@ class StudyRun:
             self.ledger.set_meta("state", "interrupted" if interrupted else "failed")
         with contextlib.suppress(Exception):
             trials_csv(self.ledger, self.directory / "trials.csv")
+            self.report.correct()
+
+    def _write_views(self, *, last: bool = False) -> None:
+        """What a person opens, made anew from the ledger."""
+        trials_csv(self.ledger, self.directory / "trials.csv")
+        self.report.write(last=last)
 
     def _search_round(self, space: Space, trials: int) -> list[Scored]:
         samples = space.sample(trials, seed=(self.options.seed, self.counts.round), method=self.options.method)
@@ -177,7 +186,7 @@ class StudyRun:
             self.ledger.add_trials(rows)
         done = self.training.train(rows, keep)
         self.ledger.finish_round(number)
-        trials_csv(self.ledger, self.directory / "trials.csv")
+        self._write_views()
         return [self._scored(row) for row in done]
 
     # ---- small things --------------------------------------------------------------------------------

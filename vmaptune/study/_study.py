@@ -22,6 +22,7 @@ class Study:
         self._experiment = experiment
         self.ledger = LedgerReader.open(self.directory)
         self._meta = self.ledger.meta()
+        self._plots: Any = None
 
     def __repr__(self) -> str:
         state = "finished" if self.ledger.finished() else "unfinished"
@@ -152,6 +153,21 @@ class Study:
                 f"{origin['sha256'][:12]}); bring the old one back, or pass experiment=... to use another"
             )
         return loaded.experiment
+
+    @property
+    def plot(self) -> Any:
+        """The report's figures one by one, from Plotly: `study.plot.axis("learning_rate")`, `.curves()`,
+        `.parallel()`, `.zoom()`, `.importance()`, `.pair()`, ...; `study.plot.report()` writes the whole page."""
+        from vmaptune.view.report import Plots
+
+        if self._plots is None:
+            self._plots = Plots(self.directory)
+        return self._plots
+
+    def _repr_html_(self) -> str:
+        from vmaptune.view.report import card
+
+        return card(self.ledger)
 
     def close(self) -> None:
         """Closes the ledger."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vmaptune.view.words import duration, number, setting, size
@@ -24,10 +25,16 @@ def summary(result: Mapping[str, Any]) -> str:
     study = result["study"]
     lines += [
         "",
+        *_report_lines(study),
         f"everything is in {study}: study.db, trials.csv, best/",
         f'the trained model: vmaptune.load("{study}").best_model()',
     ]
     return "\n".join(lines)
+
+
+def _report_lines(study: str) -> list[str]:
+    page = Path(study) / "report.html"
+    return [f"look at it: {page}, in any browser"] if page.exists() else []
 
 
 def best_lines(result: Mapping[str, Any]) -> list[str]:

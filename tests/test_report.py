@@ -1,0 +1,377 @@
+"""The report and its pictures, made from ledgers that were never trained. In a browser: test_report_browser.py."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_studies import HOSTILE, make_study
+
+import vmaptune as vt
+from vmaptune.cli import main
+from vmaptune.store.ledger import Ledger
+from vmaptune.store.reader import LedgerReader
+from vmaptune.view.report import gather, write_report
+from vmaptune.view.report._advice import advice, warnings
+from vmaptune.view.report._course import occupancy, wilson
+from vmaptune.view.report._pack import Pool
+from vmaptune.view.report._page import page, pictures
+from vmaptune.view.report._picture import DARK, LIGHT, resolve
+from vmaptune.view.report._scales import linear_ticks, log_ticks, reverse_ticks, setting_axis, value_axis
+
+ALWAYS = ["zoom", "curves", "train-valid", "importance", "parallel", "pair", "budget", "random-not-grid"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return make_study(tmp_path_factory.mktemp("report") / "made")
+
+
+@pytest.fixture(scope="module")
+def data(study):
+    with LedgerReader.open(study) as reader:
+        return gather(reader)
+
+
+# ---- what is there -----------------------------------------------------------------------------------
+
+
+def test_every_picture_of_the_specification_is_there(data):
+    names = [p.name for p in pictures(data)]
+    for setting in data.first:
+        assert {f"axis-{setting}", f"isolation-{setting}"} <= set(names)
+    assert {*ALWAYS, "infeasible", "seconds"} <= set(names)
+    assert len(set(names)) == len(names)
+    assert "rungs" not in names  # nobody was stopped
+    assert "occupancy" not in names  # the ledger does not say
+
+
+def test_every_picture_has_a_sentence_for_those_who_do_not_see_it(data):
+    for picture in pictures(data):
+        assert len(picture.spoken) > 40, picture.name
+        assert picture.spoken.rstrip().endswith("."), picture.name
+        if picture.name != "parallel":  # the trials that are chosen there are its table
+            assert picture.table is not None, picture.name
+            assert all(len(row) == len(picture.table.headers) for row in picture.table.rows), picture.name
+
+
+def test_stopped_trials_make_a_picture_of_the_rungs(tmp_path):
+    with LedgerReader.open(make_study(tmp_path / "s", trials=90, stop=True, maximize=True)) as reader:
+        data = gather(reader)
+    assert data.stopped.any()
+    rungs = next(p for p in pictures(data) if p.name == "rungs")
+    reached, stopped, on = map(int, rungs.table.rows[0][1:])
+    assert stopped == int(data.stopped.sum())
+    assert reached == stopped + on
+    # Maximised: the best is the largest, everywhere.
+    assert data.final[data.order[0]] == np.nanmax(data.final)
+
+
+def test_occupancy_is_drawn_where_the_ledger_has_it(tmp_path):
+    path = make_study(tmp_path / "s", trials=24, confirm=0)
+    with Ledger.open(path) as ledger:
+        ledger.add_decision(0, "occupancy", {"points": [[0.0, 8, 8], [1.0, 8, 8], [2.0, 4, 8], [3.0, 0, 8]]})
+    with LedgerReader.open(path) as reader:
+        picture = occupancy(gather(reader))
+    assert picture is not None
+    assert "83%" in picture.spoken  # (1 + 1 + 0.5) / 3 of the three seconds
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trials": 1, "rounds": 1, "confirm": 0},
+        {"trials": 8, "rounds": 1, "confirm": 0, "finish": False},
+        {"space": vt.Space({"learning_rate": vt.loguniform(1e-3, 1e-2)}), "infeasible": False},
+        {"space": vt.Space({"learning_rate": vt.uniform(0.5, 0.9), "only": vt.choice(["one"])})},  # all diverge
+        {"space": vt.Space({"learning_rate": vt.loguniform(1e-3, 1e-2), "flat": vt.uniform(2.0, 2.0)})},
+        {"space": vt.Space({"learning_rate": vt.loguniform(1e-3, 1e-2), "many": vt.ordinal(list(range(40)))})},
+        {"space": vt.Space({"learning_rate": vt.loguniform(1e-3, 1e-2), "b": vt.choice([True, False, None])})},
+        {"space": vt.Space({"learning_rate": vt.loguniform(1e-3, 2e-3), "k": vt.randint(-3, 3, or_zero=0.5)})},
+        {"points": 1, "steps": 5},
+    ],
+)
+def test_odd_studies_have_a_report_too(tmp_path, changes):
+    path = make_study(tmp_path / "s", **{"trials": 40, **changes})
+    assert write_report(path).read_text("utf-8").startswith("<!doctype html>")
+
+
+def test_a_setting_that_is_off_in_some_trials(tmp_path):
+    path = make_study(tmp_path / "s", trials=40, finish=False, confirm=0)
+    with Ledger.open(path) as ledger:  # as a conditional setting is
+        for trial in range(0, 40, 3):
+            params = dict(ledger.trial(trial).params)
+            del params["momentum"]
+            ledger._run("UPDATE trials SET params = ? WHERE trial = ?", json.dumps(params), trial)
+    with LedgerReader.open(path) as reader:
+        data = gather(reader)
+    names = [p.name for p in pictures(data)]
+    assert "axis-momentum" in names
+    page(data)
+
+
+# ---- what it says ------------------------------------------------------------------------------------
+
+
+def test_the_numbers_are_the_ledgers(study, data):
+    with LedgerReader.open(study) as reader:
+        rows = [r for r in reader.trials() if r.round < 3]
+        curve = reader.curve(int(data.trial[data.order[0]]))
+    complete = [r for r in rows if r.state == "COMPLETE"]
+    assert data.n == len(rows) == 80
+    assert data.order[0] == min(complete, key=lambda r: r.value).trial
+    assert data.best[data.order[0]] == min(p.value for p in curve)
+    assert int(data.infeasible.sum()) == sum(r.state == "INFEASIBLE" for r in rows)
+
+
+def test_the_answer_comes_first_and_needs_no_script(study):
+    text = write_report(study).read_text("utf-8")
+    answer = text.index("The setting to use")
+    assert answer < text.index("What to do next") < text.index("<main>") < text.index("<script")
+    assert "0.003" in text[answer : answer + 400]  # the spread
+    assert "One &lt;i&gt;warning&lt;/i&gt;." in text
+
+
+def test_names_from_outside_are_text(study):
+    text = write_report(study).read_text("utf-8")
+    assert HOSTILE not in text
+    assert "made <b>" not in text
+    assert "made &lt;b&gt;up&lt;/b&gt; &amp; {{body}}" in text  # our own marks in it are text too
+    assert "owned" in text
+
+
+def test_nothing_in_the_page_asks_for_a_network(study):
+    text = write_report(study).read_text("utf-8")
+    outside = re.sub(r'<script type="text/plain".*?</script>', "", text, flags=re.S)
+    assert re.findall(r"(?:src|href)\s*=\s*[\"'](?!#|data:)[^\"']*", outside) == []
+    assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttpRequest", outside)
+
+
+def test_advice_follows_from_the_numbers(tmp_path):
+    space = vt.Space({"learning_rate": vt.loguniform(0.05, 0.5), "idle": vt.uniform(0.0, 1.0)})
+    with LedgerReader.open(make_study(tmp_path / "s", trials=200, rounds=1, space=space, infeasible=False)) as reader:
+        data = gather(reader)
+    texts = {a.text: a.command for a in advice(data)}
+    widen = next(t for t in texts if "learning_rate" in t)
+    assert "lower bound 0.05" in widen
+    assert texts[widen] == "vmaptune run experiments/made.py --set 'learning_rate=loguniform(0.005, 0.5)'"
+    assert any("idle" in t and "fixed" in t for t in texts)
+    assert any("Train for longer" in t for t in texts)
+    assert any("luck" in w for w in warnings(data))
+    axis = next(p for p in pictures(data) if p.name == "axis-learning_rate")
+    assert "widen" in json.dumps(axis.layout["annotations"])
+
+
+def test_a_study_whose_trials_all_diverged_says_so(tmp_path):
+    space = vt.Space({"learning_rate": vt.uniform(0.5, 0.9)})
+    text = write_report(make_study(tmp_path / "s", space=space, confirm=0)).read_text("utf-8")
+    assert "No setting trained to a finite result" in text
+    assert "lower the upper end of the learning rate" in text
+
+
+# ---- axes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("distribution", "labels"),
+    [
+        (vt.loguniform(1e-4, 1.0), ["0.0001", "0.001", "0.01", "0.1", "1"]),
+        (vt.loguniform(1e-7, 1e-2), ["1e-7", "1e-6", "1e-5", "0.0001", "0.001", "0.01"]),
+        (vt.loguniform(0.01, 0.1), ["0.01", "0.02", "0.05", "0.1"]),
+        (vt.reverseloguniform(0.9, 0.9999), ["0.9", "0.99", "0.999", "0.9999"]),
+        (vt.reverseloguniform(0.9, 0.99), ["0.9", "0.95", "0.98", "0.99"]),
+        (vt.loguniform(1e-3, 1e-1, or_zero=0.1), ["0", "0.001", "0.003", "0.01", "0.03", "0.1"]),
+        (vt.uniform(0.0, 0.6), ["0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6"]),
+        (vt.randint(1, 4), ["1", "2", "3", "4"]),
+        (vt.lograndint(1, 100), ["1", "3", "10", "30", "100"]),
+        (vt.choice(["a<b", "c"]), ["a&lt;b", "c"]),
+    ],
+)
+def test_axes_are_labelled_as_a_person_would(distribution, labels):
+    assert setting_axis("x", vt.Space({"x": distribution})).ticks[1] == labels
+
+
+@given(low=st.floats(-8, 4), width=st.floats(0.01, 9))
+def test_ticks_lie_on_their_axis_and_mean_what_they_say(low, width):
+    for function, back in ((log_ticks, lambda c: 10.0**c), (linear_ticks, lambda c: c)):
+        at, texts = function(low, low + width)
+        assert len(at) == len(texts) >= 1
+        assert all(low - 1e-6 <= c <= low + width + 1e-6 for c in at)
+        for c, text in zip(at, texts, strict=True):
+            assert float(text.replace(",", "")) == pytest.approx(back(c), rel=0.02, abs=0.02 * width)
+
+
+@given(low=st.floats(0, 4), width=st.floats(0.02, 4))
+def test_reverse_ticks_mean_what_they_say(low, width):
+    at, texts = reverse_ticks(low, low + width)
+    assert at == sorted(at)
+    for c, text in zip(at, texts, strict=True):
+        assert 1 - float(text) == pytest.approx(10.0**-c, rel=0.01)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.booleans())
+def test_the_objectives_axis_shows_the_best_and_cuts_only_the_worst(values, maximize):
+    values = np.array(values)
+    axis = value_axis(values, maximize)
+    best = values.max() if maximize else values.min()
+    assert axis.low <= best <= axis.high
+    clipped, outside = axis.clip(values)
+    assert np.isfinite(clipped).all()
+    assert outside.mean() <= 0.11 or len(values) < 10
+    assert not outside[values == best].any()
+
+
+# ---- parts -------------------------------------------------------------------------------------------
+
+
+def test_arrays_are_stored_once_and_come_back():
+    pool = Pool()
+    x = np.linspace(0, 1, 100)
+    pairs = np.column_stack([np.arange(100), x])
+    node = pool.encode({"a": x, "b": [x.copy()], "c": pairs, "d": [math.nan, 1.0], "e": np.arange(3)})
+    assert node["a"] == node["b"][0] == {"$a": 0}
+    assert node["c"] == {"$c": [{"$a": 1}, {"$a": 0}]}
+    assert node["d"] == [None, 1.0]
+    assert node["e"] == [0, 1, 2]
+    (kind, at, n), (whole, _, _) = pool.table()
+    assert (kind, whole) == ("f4", "i4")
+    np.testing.assert_array_equal(np.frombuffer(pool.bytes(), "<f4", n, at), x.astype("f4"))
+
+
+def test_the_same_study_gives_the_same_page(data):
+    def clean(text):
+        return re.sub(r"Written .*? from", "", text)
+
+    with LedgerReader.open(data.directory) as reader:
+        assert clean(page(data)) == clean(page(gather(reader)))
+
+
+def test_wilsons_interval_against_a_table():
+    # Newcombe 1998, table I: 81 of 263 and 0 of 20, at 95 %.
+    assert wilson(81, 263, 1.96) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(0, 20, 1.96) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+def _contrast(a: str, b: str) -> float:
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((light(a), light(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_text_and_lines_stand_out_from_the_page(theme):
+    for name in ("ink", "muted", "warn"):  # text: WCAG AA
+        assert _contrast(theme[name], theme["surface"]) >= 4.5, name
+    for name in ("accent", "star", "line0", "line1", "line2", "line3", "line4"):  # graphics
+        assert _contrast(theme[name], theme["surface"]) >= 3, name
+    assert LIGHT.keys() == DARK.keys()
+
+
+def test_every_colour_is_in_the_palette(data):
+    from vmaptune.view.report._picture import themes
+
+    for colours in themes(len(data.rounds)).values():
+        for picture in pictures(data):
+            text = repr(resolve([dict(t) for t in picture.data] + [dict(picture.layout)], colours))
+            left = set(re.findall(r"color(?:scale)?': '@", text))
+            assert left == set(), picture.name
+
+
+# ---- the ways to it ----------------------------------------------------------------------------------
+
+
+def test_the_command(study, tmp_path, capsys):
+    assert main(["report", str(study)]) == 0
+    assert str(study / "report.html") in capsys.readouterr().out
+    assert main(["report", str(study), "--out", str(tmp_path / "deep" / "r.html")]) == 0
+    assert (tmp_path / "deep" / "r.html").stat().st_size < 10_000_000
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no study" in capsys.readouterr().err
+
+
+def test_a_study_without_trials_is_a_clear_message(tmp_path, capsys):
+    Ledger.create(tmp_path / "s", {"space": []}).close()
+    assert main(["report", str(tmp_path / "s")]) == 1
+    assert "no trial yet" in capsys.readouterr().err
+
+
+def test_the_report_needs_no_jax(study):
+    code = (
+        "import sys; from vmaptune.view.report import write_report; "
+        f"write_report({str(study)!r}); assert 'jax' not in sys.modules and 'plotly.graph_objects' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONWARNINGS": "error"})
+
+
+def test_without_plotly_the_message_says_what_to_install(study, monkeypatch, capsys):
+    from vmaptune.view.report import _plotly
+
+    monkeypatch.setattr(_plotly, "available", lambda: False)
+    _plotly.packed_javascript.cache_clear()
+    assert main(["report", str(study)]) == 2
+    assert "pip install 'vmaptune[report]'" in capsys.readouterr().err
+
+
+def test_figures_from_python(study):
+    plot = vt.load(study).plot
+    figures = [
+        plot.axis("learning_rate"), plot.isolation("momentum"), plot.zoom(), plot.curves(), plot.train_valid(),
+        plot.parallel(), plot.pair(), plot.pair("momentum", "width"), plot.importance(), plot.infeasible(),
+        plot.budget(), plot.random_not_grid(), plot.seconds(),
+    ]  # fmt: skip
+    for figure in figures:
+        assert figure.layout.title.text
+        assert not re.search(r'color(scale)?":\s*\[?\s*"@', figure.to_json())
+    assert "axis" in repr(plot)
+    with pytest.raises(vt.InputError, match="no setting 'nope'"):
+        plot.axis("nope")
+    with pytest.raises(vt.InputError, match="nothing to show"):
+        plot.rungs()
+
+
+def test_a_study_shows_itself_in_a_notebook(study, tmp_path):
+    shown = vt.load(study)._repr_html_()
+    assert "0.003" in shown
+    assert "<b>up</b>" not in shown
+    Ledger.create(tmp_path / "s", {"space": []}).close()
+    assert "no trial yet" in vt.load(tmp_path / "s")._repr_html_()
+
+
+def test_a_run_writes_its_report_and_a_failing_report_harms_nothing(tmp_path, monkeypatch):
+    def task(out, **more):
+        return vt.run("experiments/toy.py", trials=16, rounds=2, steps=5, out=tmp_path / out, **more)
+
+    study = task("a")
+    assert (tmp_path / "a" / "report.html").exists()
+    task("b", report=False)
+    assert not (tmp_path / "b" / "report.html").exists()
+
+    def broken(*_):
+        raise RuntimeError("on purpose")
+
+    import vmaptune.view.report as report
+
+    monkeypatch.setattr(report, "write_report", broken)
+    notes = []
+
+    class Listener:
+        def progress(self, progress):
+            pass
+
+        def note(self, text):
+            notes.append(text)
+
+    assert task("c", listener=Listener()).best_params == study.best_params
+    assert any("on purpose" in n and "the study goes on" in n for n in notes)

@@ -1,0 +1,208 @@
+"""What to do next, from what the ledger shows: plain sentences, each with a command if there is one."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vmaptune.space import Distribution
+from vmaptune.view.report._gather import StudyData
+from vmaptune.view.report._scales import column
+from vmaptune.view.report._settings import axis_of
+from vmaptune.view.words import number
+
+MANY = 0.3  # infeasible trials in the first round: worth a word
+REGION = 0.6  # infeasible in a region: leave it out
+STILL_BETTER = 0.02  # relative, over the last fifth of training
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One step."""
+
+    text: str
+    command: str | None = None
+
+
+def state_words(data: StudyData) -> str:
+    """Where the study stands, in one sentence."""
+    state = data.meta.get("state", "running")
+    planned = (data.meta.get("options") or {}).get("rounds")
+    of = f" of {planned}" if planned else ""
+    at = f"round {len(data.rounds)}{of}"
+    if data.result is not None:
+        return "finished"
+    if state in ("interrupted", "failed"):
+        return f"{state} in {at}; what follows is what was known then"
+    confirming = " (confirming the best settings)" if data.confirming else ""
+    return f"running, {at}{confirming}; what follows is what is known so far"
+
+
+def advice(data: StudyData) -> list[Advice]:
+    """The steps, the most useful first."""
+    found: list[Advice] = []
+    result = data.result
+    best = (result or {}).get("best")
+    directory = shlex.quote(str(data.directory))
+    if result is None and data.meta.get("state") in ("interrupted", "failed"):
+        found.append(
+            Advice("The study ended before its time: take it up where it stopped.", f"vmaptune resume {directory}")
+        )
+    elif best is not None:
+        found.append(
+            Advice(
+                "Use the winner: its trained model is in the study.", f'vmaptune.load("{data.directory}").best_model()'
+            )
+        )
+    if data.winner is None:
+        found.append(Advice(
+            "No setting trained to a finite result: lower the upper end of the learning rate, look for log(0) or a "
+            "division by zero in the loss, or train for fewer steps."
+        ))  # fmt: skip
+        return found
+    found += _widen(data)
+    found += _leave_out(data)
+    found += _steps(data)
+    found += _fix(data)
+    return found
+
+
+def warnings(data: StudyData) -> list[str]:
+    """What the study itself warned of, and what the numbers say against trusting them."""
+    said = list((data.result or {}).get("warnings", []))
+    touching = {lean.message for lean in data.leanings}
+    said = [w for w in said if w not in touching]  # those are under "what to do next"
+    best = (data.result or {}).get("best")
+    if best and _finite(best.get("best_seen")) and _finite(best.get("value")) and best.get("repeats", 0) > 1:
+        gap = data.sign * (best["value"] - best["best_seen"])
+        spread = best.get("value_std") or 0.0
+        if gap > 0 and gap > 2 * (spread if _finite(spread) else 0.0):
+            said.append(
+                f"the best single value seen, {number(best['best_seen'])}, was luck to a good part: on fresh seeds the "
+                f"winner gives {number(best['value'])}"
+            )
+    lost = sum(row.state == "INFEASIBLE" for row in data.confirming)
+    if lost:
+        said.append(
+            f"{lost} of the {len(data.confirming)} repeats on fresh seeds diverged: the settings near them are unsafe"
+        )
+    failed = int((data.state == "FAIL").sum())
+    if failed:
+        said.append(f"{failed} trials did not end: the study was interrupted or failed while they ran")
+    return said
+
+
+def _widen(data: StudyData) -> list[Advice]:
+    found = []
+    for lean in data.leanings:
+        d = data.first[lean.name]
+        wider = _wider(d, lean.side)
+        experiment = _experiment(data)
+        command = f"vmaptune run {experiment} --set {shlex.quote(f'{lean.name}={wider!r}')}" if wider else None
+        bound = axis_of(data, lean.name).words(lean.bound)
+        text = f"Widen {lean.name}: the best trials touch its {lean.side} bound {bound}."
+        found.append(Advice(text, command))
+    return found
+
+
+def _wider(d: Distribution, side: str) -> Distribution | None:
+    """One decade (or half the range) more on that side; None where a person has to say what comes next."""
+    if d.low is None or d.high is None or (d.step is not None and d.kind == "uniform"):
+        return None
+    low, high = d.low, d.high
+    if d.kind in ("loguniform", "lograndint"):
+        low, high = (low / 10, high) if side == "lower" else (low, high * 10)
+    elif d.kind == "reverseloguniform":
+        low, high = (1 - 10 * (1 - low), high) if side == "lower" else (low, 1 - (1 - high) / 10)
+        low = max(0.0, low)
+    else:
+        room = (high - low) / 2
+        low, high = (low - room, high) if side == "lower" else (low, high + room)
+        low = max(0, low) if d.low >= 0 else low
+    if d.is_integer:
+        low, high = max(1 if d.kind == "lograndint" else low, math.floor(low)), math.ceil(high)
+        return d.with_bounds(int(low), int(high)) if (low, high) != (d.low, d.high) else None
+    low, high = float(f"{low:.6g}"), float(f"{high:.6g}")
+    return d.with_bounds(low, high) if (low, high) != (d.low, d.high) else None
+
+
+def _leave_out(data: StudyData) -> list[Advice]:
+    """Regions at an end of a range where most trials of the first round were infeasible."""
+    first = data.round == data.rounds[0].round
+    share = float(data.infeasible[first].mean()) if first.any() else 0.0
+    if share < MANY:
+        return []
+    found = []
+    for name, d in data.first.items():
+        if d.kind == "choice":
+            continue
+        ax = axis_of(data, name)
+        c = ax.place(column(data.params, name))
+        edges, labels = ax.buckets(8)
+        inside = np.clip(np.searchsorted(edges, c, side="right") - 1, 0, len(labels) - 1)
+        bad = []
+        for b in range(len(labels)):
+            mask = first & (inside == b) & np.isfinite(c)
+            bad.append(mask.sum() >= 4 and data.infeasible[mask].mean() >= REGION)
+        top = len(bad) - next((k for k, v in enumerate(reversed(bad)) if not v), len(bad))
+        if top < len(bad) and not ax.listed:
+            found.append(Advice(f"Leave out {name} above {labels[top].split(' to ')[0]}: most trials there diverged."))
+    if not found:
+        found.append(
+            Advice(
+                f"{share:.0%} of the first round's trials diverged: narrow the space, the learning rate's top first."
+            )
+        )
+    return found
+
+
+def _steps(data: StudyData) -> list[Advice]:
+    """Whether the winner was still improving at its end, or was best long before it."""
+    if data.winner is None:
+        return []
+    few = data.order[:10]
+    curves = [data.sign * data.curves.value[data.curves.of(int(i))] for i in few]
+    curves = [c for c in curves if len(c) >= 5 and np.isfinite(c).all()]
+    if len(curves) < 3:
+        return []
+    gains = [(c[-1 - len(c) // 5] - c[-1]) / max(abs(c[-1]), 1e-12) for c in curves]
+    peaks = [int(np.argmin(c)) / (len(c) - 1) for c in curves]
+    losses = [(c[-1] - c.min()) / max(abs(c.min()), 1e-12) for c in curves]
+    if np.median(gains) > STILL_BETTER:
+        return [Advice(
+            f"Train for longer: over the last fifth of training the best trials still improved by "
+            f"{np.median(gains):.0%} (median of {len(gains)})."
+        )]  # fmt: skip
+    if np.median(peaks) < 0.7 and np.median(losses) > STILL_BETTER:
+        return [Advice(
+            f"Fewer steps, or more regularisation: the best trials were best after {np.median(peaks):.0%} of training "
+            f"and lost {np.median(losses):.0%} since."
+        )]  # fmt: skip
+    return []
+
+
+def _fix(data: StudyData) -> list[Advice]:
+    seen = {i.name for i in (*data.importance, *data.importance_all) if i.matters}
+    seen |= {lean.name for lean in data.leanings}
+    idle = [i.name for i in data.importance if i.name not in seen and data.first[i.name].n_values != 1]
+    if not idle or len(idle) == len(data.first):
+        return []
+    some = " and ".join([", ".join(idle[:-1]), idle[-1]] if len(idle) > 1 else idle)
+    them = "it" if len(idle) == 1 else "them"
+    return [
+        Advice(f"No effect of {some} was seen: keep {them} fixed next time, and the same trials search fewer settings.")
+    ]
+
+
+def _experiment(data: StudyData) -> str:
+    origin: Mapping[str, Any] = data.meta.get("experiment") or {}
+    return shlex.quote(str(origin.get("spec") or origin.get("path") or "EXP"))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
