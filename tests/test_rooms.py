@@ -88,7 +88,7 @@ def test_there_is_one_vmap():
 
 def test_the_public_names_are_these():
     assert sorted(vmaptune.__all__) == [
-        "Data", "Experiment", "InputError", "Space", "Study", "StudyError", "Task", "VmaptuneError", "check",
+        "Data", "Experiment", "InputError", "Sampler", "Space", "Study", "StudyError", "Task", "VmaptuneError", "check",
         "choice", "live", "load", "lograndint", "loguniform", "nn", "ordinal", "prepare_devices", "randint", "replay",
         "reverseloguniform", "run", "schedules", "uniform",
     ]  # fmt: skip

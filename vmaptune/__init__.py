@@ -18,6 +18,7 @@ _WHERE = {
     "run": "study", "check": "study", "load": "study", "replay": "study", "Study": "study",
     "prepare_devices": "engine.devices",
     "live": "view.live",
+    "Sampler": "search.sampler",
     "InputError": "errors", "StudyError": "errors", "VmaptuneError": "errors",
 }  # fmt: skip
 _MODULES = ("schedules", "nn")
@@ -26,6 +27,7 @@ __all__ = [
     "Data",
     "Experiment",
     "InputError",
+    "Sampler",
     "Space",
     "Study",
     "StudyError",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from vmaptune.engine.devices import prepare_devices
     from vmaptune.errors import InputError, StudyError, VmaptuneError
     from vmaptune.experiment import Data, Experiment
+    from vmaptune.search.sampler import Sampler
     from vmaptune.space import (
         Space,
         choice,

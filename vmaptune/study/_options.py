@@ -12,11 +12,10 @@ import numpy as np
 from vmaptune.errors import InputError
 from vmaptune.experiment import MOST_STEPS, Experiment
 from vmaptune.search.confirm import Budget, split_budget
+from vmaptune.search.sampler import KEEP, MARGIN
 
 DEFAULT_TRIALS = 512
 DEFAULT_ROUNDS = 4
-KEEP = 0.15  # the slice; measured against wider ones
-MARGIN = 0.10
 METHODS = ("random", "sobol", "halton", "grid")
 LEFT_OUT = {
     "trials": f"the experiment's own number, or {DEFAULT_TRIALS}",
@@ -82,11 +81,6 @@ def options_for(experiment: Experiment, **given: Any) -> Options:
     if given.get("rounds") is None and _is_int(trials) and trials >= 1:
         chosen["rounds"] = max(1, min(chosen.get("rounds", DEFAULT_ROUNDS), trials // 8))
     return Options(**chosen)
-
-
-def trial_seed(study_seed: int, trial: int) -> int:
-    """The seed of a trial, from the study's seed and the trial's id alone; from 0 to 2^31 - 1."""
-    return int(np.random.SeedSequence([study_seed, trial]).generate_state(1)[0] & 0x7FFFFFFF)
 
 
 def _is_int(value: Any) -> bool:

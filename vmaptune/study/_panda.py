@@ -28,11 +28,12 @@ from vmaptune.experiment import (
     lane_arguments,
     raise_as_input_error,
 )
+from vmaptune.search.sampler import trial_seed
 from vmaptune.space import Space
 from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.weights import save_weights
-from vmaptune.study._options import Options, trial_seed
+from vmaptune.study._options import Options
 from vmaptune.study._outcome import plain_tree
 from vmaptune.study._study import Study, load
 from vmaptune.study._training import infeasible

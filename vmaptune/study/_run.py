@@ -14,13 +14,14 @@ import numpy as np
 from vmaptune.engine.devices import machine
 from vmaptune.experiment import Experiment, LoadedExperiment, find_statics, lane_arguments
 from vmaptune.search.confirm import Confirmed, finalists, rank
+from vmaptune.search.sampler import trial_seed
 from vmaptune.search.zoom import Scored, leaning, slice_of, zoom
 from vmaptune.space import Space
 from vmaptune.store.ledger import Ledger, TrialResult, TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.tables import trials_csv
 from vmaptune.study._groups import Groups
-from vmaptune.study._options import Options, trial_seed
+from vmaptune.study._options import Options
 from vmaptune.study._outcome import outcome, save_models, scored
 from vmaptune.study._progress import Counts, Listener, Silent
 from vmaptune.study._report import RoundReport

@@ -1,0 +1,237 @@
+"""Ask and tell: the search of `vt.run` for those who train elsewhere. NumPy only; nothing is written to disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vmaptune.errors import InputError
+from vmaptune.search.confirm import Budget, Confirmed, finalists, rank, split_budget
+from vmaptune.search.zoom import Scored, slice_of, zoom
+from vmaptune.space import Space
+
+KEEP = 0.15  # the slice; measured against wider ones
+MARGIN = 0.10
+ROUNDS = 4
+DIRECTIONS = ("minimize", "maximize")
+
+
+def trial_seed(study_seed: int, trial: int) -> int:
+    """The seed of a trial, from the study's seed and the trial's id alone; from 0 to 2^31 - 1."""
+    return int(np.random.SeedSequence([study_seed, trial]).generate_state(1)[0] & 0x7FFFFFFF)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One training to do elsewhere."""
+
+    trial: int  # tell the result under this number
+    params: dict[str, Any]
+    seed: int  # for its random numbers, from 0 to 2^31 - 1
+    round: int
+    of: int | None = None  # the trial whose setting is confirmed by this one
+
+
+class Sampler:
+    """Proposes settings, coarse to fine, from results that come from anywhere.
+
+    It draws to the bit what `vt.run` with the same arguments draws, as long as the results are the same: rounds, the
+    zoom between them, and the best settings once more on fresh seeds. `ask(n)` gives settings to train, `tell` takes
+    results. A round begins when every result of the last one is in; until then `ask` may give fewer than `n`, or none.
+
+    All of its state follows from its arguments and from what it was told: to go on after a crash, make it again and
+    tell it everything again.
+
+    Args:
+      space: a `vt.Space`, or name -> distribution.
+      trials: trainings in all, confirmation included.
+      rounds: rounds of search, each finer; 4, or one for every 8 trials, by default.
+      seed: the seed of everything that is drawn.
+      direction: "minimize" or "maximize".
+      keep: the share of a round that seeds the next.
+      margin: how much wider than those the next space is, on each side.
+      method: "sobol", "random", "halton" or "grid".
+      expand: whether a zoom may leave the first space.
+
+    Raises:
+      InputError: an argument that is none of these.
+    """
+
+    def __init__(
+        self,
+        space: Space | Mapping[str, Any],
+        *,
+        trials: int,
+        rounds: int | None = None,
+        seed: int = 0,
+        direction: str = "minimize",
+        keep: float = KEEP,
+        margin: float = MARGIN,
+        method: str = "sobol",
+        expand: bool = False,
+    ):
+        if isinstance(trials, bool) or not isinstance(trials, (int, np.integer)) or trials < 1:
+            raise InputError(f"Sampler(): `trials` must be a whole number of at least 1, but got {trials!r}")
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise InputError(f"Sampler(): `seed` must be a whole number of at least 0, but got {seed!r}")
+        if direction not in DIRECTIONS:
+            raise InputError(f"Sampler(): `direction` must be one of {', '.join(DIRECTIONS)}, but got {direction!r}")
+        if not 0 < keep <= 1:
+            raise InputError(f"Sampler(): `keep` must be above 0 and at most 1, but got {keep!r}")
+        if not 0 <= margin < math.inf:
+            raise InputError(f"Sampler(): `margin` must be at least 0, but got {margin!r}")
+        self.space = space if isinstance(space, Space) else Space(space)
+        self.budget: Budget = split_budget(trials, max(1, min(ROUNDS, trials // 8)) if rounds is None else rounds)
+        self.seed, self.keep, self.margin, self.method, self.expand = seed, keep, margin, method, expand
+        self.direction = direction
+        self._sign = 1.0 if direction == "minimize" else -1.0
+        self._spaces = [self.space]
+        self._trials: list[Asked] = []  # all that have been drawn, by id
+        self._values: dict[int, float] = {}  # as they were told
+        self._given: set[int] = set()
+        self._slice: list[Scored] = []
+        self._searched = 0  # trials of the search
+        self.ranked: list[Confirmed] = []  # the finalists, best first, once all is in
+        self._draw(0)
+
+    # ---- what a person asks and tells ----------------------------------------------------------------
+
+    def ask(self, n: int = 1) -> list[Asked]:
+        """Up to `n` trainings that have not been given out yet.
+
+        Fewer where the round has no more: tell its results first. None at all when everything is `done`.
+
+        Raises:
+          InputError: `n` is not a whole number of at least 1.
+        """
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+            raise InputError(f"ask(): `n` must be a whole number of at least 1, but got {n!r}")
+        found = [t for t in self._trials if t.trial not in self._given and t.trial not in self._values][:n]
+        self._given.update(t.trial for t in found)
+        return found
+
+    def tell(self, results: Mapping[int, float] | Iterable[tuple[int, float]]) -> None:
+        """Takes in results, trial -> value; NaN or infinity for one that diverged.
+
+        Results may come in any order, of a few trials or of many rounds at once.
+
+        Raises:
+          InputError: a trial that has not been drawn, one that was told before with another value, or a value that
+            is no number. What came before it in the order of the trials has been taken in.
+        """
+        pairs = results.items() if isinstance(results, Mapping) else results
+        for trial, value in sorted(pairs, key=lambda pair: pair[0]):
+            self._take(trial, value)
+
+    @property
+    def done(self) -> bool:
+        """Whether every training has been told."""
+        return len(self._values) == len(self._trials) and self._round == self._last
+
+    @property
+    def waiting(self) -> list[Asked]:
+        """What has been given out and not been told yet; after a crash elsewhere, train it again."""
+        return [t for t in self._trials if t.trial in self._given and t.trial not in self._values]
+
+    @property
+    def spaces(self) -> list[Space]:
+        """The space of each round of search that has begun, coarse to fine."""
+        return list(self._spaces)
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best setting so far: trial, params, value, value_std, repeats.
+
+        Once the finalists have been confirmed, the winner by the mean of its fresh seeds; before, the best that was
+        seen. None while there is no finite result.
+        """
+        if self.ranked:
+            first = self.ranked[0]
+            return {
+                "trial": first.trial, "params": dict(self._trials[first.trial].params),
+                "value": self._sign * first.mean, "value_std": first.std, "repeats": first.repeats,
+            }  # fmt: skip
+        seen = finalists(self._scored(range(self._searched or len(self._trials))), 1)
+        if not seen:
+            return None
+        value = self._values[seen[0].trial]
+        return {"trial": seen[0].trial, "params": seen[0].params, "value": value, "value_std": None, "repeats": 0}
+
+    # ---- rounds --------------------------------------------------------------------------------------
+
+    @property
+    def _round(self) -> int:
+        return self._trials[-1].round
+
+    @property
+    def _last(self) -> int:
+        """The number of the last round: the confirmation, where there is one."""
+        if not self.budget.finalists or (self._searched and self._round < len(self.budget.rounds)):
+            return len(self.budget.rounds) - 1
+        return len(self.budget.rounds)
+
+    def _take(self, trial: int, value: float) -> None:
+        if not isinstance(trial, (int, np.integer)) or not 0 <= trial < len(self._trials):
+            raise InputError(
+                f"tell(): a result must be of a trial that has been drawn, 0 to {len(self._trials) - 1}, but got "
+                f"{trial!r}; a round begins when every result of the last one is in"
+            )
+        if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+            raise InputError(f"tell(): the value of trial {trial} must be a number, but got {value!r}")
+        value, trial = float(value), int(trial)
+        before = self._values.get(trial)
+        if before is not None:
+            if before != value and not (math.isnan(before) and math.isnan(value)):
+                raise InputError(f"tell(): trial {trial} was told as {before!r} before, but now as {value!r}")
+            return
+        self._values[trial] = value
+        if len(self._values) == len(self._trials):
+            self._finish_round()
+
+    def _finish_round(self) -> None:
+        number = self._round
+        if number >= len(self.budget.rounds):
+            self._rank()
+            return
+        ids = [t.trial for t in self._trials if t.round == number]
+        found = self._scored(ids)
+        share = self.keep * self.budget.rounds[number] / (len(self._slice) + len(found))
+        self._slice = slice_of([*self._slice, *found], min(1.0, share))
+        if number + 1 < len(self.budget.rounds):
+            now = self._spaces[-1]
+            finer = zoom(now, self.space, self._slice, margin=self.margin, expand=self.expand) if self._slice else now
+            self._spaces.append(finer)
+            self._draw(number + 1)
+            return
+        self._searched = len(self._trials)
+        for s in finalists(self._scored(range(self._searched)), self.budget.finalists):
+            for _ in range(self.budget.repeats):
+                self._add(s.params, number + 1, s.trial)
+
+    def _draw(self, number: int) -> None:
+        samples = self._spaces[-1].sample(self.budget.rounds[number], seed=(self.seed, number), method=self.method)
+        for values in zip(*samples.values(), strict=True):
+            self._add({n: v.item() if isinstance(v, np.generic) else v for n, v in zip(samples, values, strict=True)},
+                      number)  # fmt: skip
+
+    def _add(self, params: dict[str, Any], number: int, of: int | None = None) -> None:
+        trial = len(self._trials)
+        self._trials.append(Asked(trial, params, trial_seed(self.seed, trial), number, of))
+
+    def _rank(self) -> None:
+        values: dict[int, list[float]] = {}
+        for t in self._trials:
+            if t.of is not None:
+                values.setdefault(t.of, []).append(self._sign * self._values[t.trial])
+        self.ranked = rank(values)
+
+    def _scored(self, trials: Iterable[int]) -> list[Scored]:
+        return [
+            Scored(t, dict(self._trials[t].params), self._sign * value if math.isfinite(value) else math.nan)
+            for t in trials
+            if (value := self._values.get(t)) is not None
+        ]
