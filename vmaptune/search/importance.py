@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -142,8 +143,14 @@ class _Grid:
     def divergence(self, best: np.ndarray, drawn: np.ndarray | None = None) -> float:
         """The Pearson divergence of the best trials' density from that of all of them."""
         cells = self.cell if drawn is None else self.cell[drawn]
-        top, all_ = self.density(cells[best]), self.density(cells)
+        top = self.density(cells[best])
+        all_ = self.whole if drawn is None else self.density(cells)
         return float(all_ @ (top / all_ - 1) ** 2)
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """The density of all trials."""
+        return self.density(self.cell)
 
     def density(self, cells: np.ndarray) -> np.ndarray:
         """How likely each cell is: `[ordinary + apart]`."""

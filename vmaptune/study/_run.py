@@ -186,7 +186,9 @@ class StudyRun:
             )  # fmt: skip
             self.ledger.add_trials(rows)
         done = self.training.train(rows, keep)
-        self.ledger.finish_round(number)
+        with self.ledger.transaction():
+            self.ledger.finish_round(number)
+            self.ledger.set_meta(f"occupancy.{number}", self.training.occupancy.points())
         self._write_views()
         return [self._scored(row) for row in done]
 

@@ -14,6 +14,7 @@ from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
 from vmaptune.store.live import HEARTBEAT
 from vmaptune.store.states import State
 from vmaptune.study._groups import Group, Groups
+from vmaptune.study._occupancy import Occupancy
 from vmaptune.study._options import Options
 from vmaptune.study._progress import Counts
 
@@ -25,6 +26,7 @@ class Training:
         self.experiment, self.options, self.groups = experiment, options, groups
         self.ledger, self.counts = ledger, counts
         self.rows: dict[int, TrialRow] = {}  # of all rounds
+        self.occupancy = Occupancy()  # of the last round
         self.states: dict[int, Any] = {}  # final states of trials with `keep`
 
     def train(self, rows: Sequence[TrialRow], keep: bool = False) -> list[TrialRow]:
@@ -41,10 +43,15 @@ class Training:
             lanes[-1].submit(jobs)
         self.counts.lanes = lanes
         self.counts.submitted += len(rows)
+        self.occupancy = Occupancy()
         started = time.perf_counter()
         going = list(lanes)
         while going:
             going = [each for each in going if each.advance()]
+            self.occupancy.note(
+                time.perf_counter() - started,
+                sum(each.live_steps for each in lanes), sum(each.lane_steps for each in lanes),
+            )  # fmt: skip
         self.counts.refilled += sum(each.refilled for each in lanes)
         self.counts.lanes = ()
         spent = time.perf_counter() - started

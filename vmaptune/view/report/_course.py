@@ -19,7 +19,6 @@ BOOTSTRAPS = 200
 MOST_BUDGET_POINTS = 400
 BUCKETS = 8
 LARGE = 1e300  # stands for no complete trial yet
-OCCUPANCY = "occupancy"  # the key in a round's or group's info, or a decision's kind
 
 
 def budget(data: StudyData) -> Picture:
@@ -232,40 +231,44 @@ def rungs(data: StudyData) -> Picture | None:
 
 
 def occupancy(data: StudyData) -> Picture | None:
-    """How many lanes were busy over time; None when the ledger does not say."""
-    times: list[float] = []
-    busy: list[float] = []
-    for points in occupancy_points(data):
-        times += [float(p[0]) for p in points]
-        busy += [float(p[1]) / max(1.0, float(p[2])) for p in points]
-    if len(times) < 2:
-        return None
-    order = np.argsort(times, kind="stable")
-    x, y = np.array(times)[order], np.clip(np.array(busy)[order], 0, 1)
-    if len(x) > 2000:
-        keep = np.linspace(0, len(x) - 1, 2000).astype(int)
-        x, y = x[keep], y[keep]
-    x = x - x[0]
-    mean = float(np.average(y[:-1], weights=np.maximum(np.diff(x), 1e-9)))
-    traces = [{"type": "scatter", "mode": "lines", "x": x, "y": y, "fill": "tozeroy", "fillcolor": "@accent/0.2",
-               "line": {"color": "@accent", "width": 1.5, "shape": "hv"},
-               "hovertemplate": "%{x:.1f} s: %{y:.0%} of the lanes busy<extra></extra>"}]  # fmt: skip
-    layout = base_layout(260, xaxis={"title": titled("seconds"), "zeroline": False},
-                         yaxis={"title": titled("lanes busy"), "tickformat": ".0%", "range": [0, 1.02]})  # fmt: skip
-    return Picture("occupancy", "Lanes busy over time", f"Over time, {mean:.0%} of the lanes were busy on average.",
-                   f"{mean:.0%} on average.", traces, layout, None)  # fmt: skip
-
-
-def occupancy_points(data: StudyData) -> list[list[Any]]:
-    """Lists of (seconds, busy lanes, lanes) from wherever the ledger keeps them."""
-    found = []
+    """Which share of the lanes held a trial, over time; None when the ledger does not say."""
+    times: list[float | None] = []
+    shares: list[float | None] = []
+    areas = lengths = 0.0
+    begun = data.all_rounds[0].started
+    rows = []
     for row in data.all_rounds:
-        if isinstance(row.info, dict) and isinstance(row.info.get(OCCUPANCY), list):
-            found.append(row.info[OCCUPANCY])
-    for decision in data.decisions:
-        if decision.kind == OCCUPANCY and isinstance(decision.data, dict):
-            found.append(decision.data.get("points", []))
-    return found
+        points = data.meta.get(f"occupancy.{row.round}")
+        if not points or len(points) < 2:
+            continue
+        at = row.started - begun + np.array([p[0] for p in points], float)
+        busy = np.clip(np.array([p[1] for p in points], float), 0, 1)
+        times += [*at.tolist(), None]  # a gap: between rounds nothing trains
+        shares += [*busy.tolist(), None]
+        stretch = np.diff(at)
+        areas += float(stretch @ busy[:-1])
+        lengths += float(stretch.sum())
+        mean = float(stretch @ busy[:-1] / stretch.sum()) if stretch.sum() > 0 else float(busy.mean())
+        name = f"round {row.round + 1}" if row.kind == "search" else "confirmation"
+        rows.append([name, f"{stretch.sum():.1f}", f"{mean:.0%}"])
+    if not rows or lengths <= 0:
+        return None
+    mean = areas / lengths
+    traces = [{"type": "scatter", "mode": "lines", "x": times, "y": shares, "fill": "tozeroy",
+               "fillcolor": "@accent/0.2", "line": {"color": "@accent", "width": 1.5, "shape": "hv"},
+               "connectgaps": False,
+               "hovertemplate": "%{x:.1f} s: %{y:.0%} of the lanes busy<extra></extra>"}]  # fmt: skip
+    layout = base_layout(
+        240,
+        xaxis={"title": titled("seconds since the first round began"), "zeroline": False, "rangemode": "tozero"},
+        yaxis={"title": titled("lanes with a trial"), "tickformat": ".0%", "range": [0, 1.03], "zeroline": False},
+    )
+    spoken = f"Over {len(rows)} rounds, {mean:.0%} of the lane-steps were spent on a trial. " + "; ".join(
+        f"{row[0]}: {row[2]}" for row in rows
+    )
+    return Picture("occupancy", "Lanes busy over time", spoken + ".",
+                   f"{mean:.0%} on average while training; between the rounds the next one is drawn and compiled.",
+                   traces, layout, Table(["", "seconds", "lanes with a trial"], rows))  # fmt: skip
 
 
 def seconds(data: StudyData) -> Picture | None:

@@ -14,6 +14,7 @@ from vmaptune.view.report._scales import column, value_axis
 from vmaptune.view.report._settings import axis_of, distinct
 from vmaptune.view.words import number
 
+LEAST_TO_COMPARE = 4  # trials, with a grid
 MOST_LINES = 1_200  # of the parallel coordinates
 
 
@@ -251,6 +252,8 @@ def random_not_grid(data: StudyData) -> Picture | None:
     x_name = next((n for n in names if data.first[n].options is None), names[0])
     y_name = next(n for n in names if n != x_name)
     where = np.flatnonzero(data.round == data.rounds[0].round)
+    if len(where) < LEAST_TO_COMPARE:
+        return None
     n, settings = len(where), len(names)
     tried = distinct([data.params[int(i)].get(x_name) for i in where])
     per_axis = max(1, math.floor(n ** (1 / settings) + 1e-9))

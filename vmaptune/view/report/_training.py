@@ -15,6 +15,7 @@ from vmaptune.view.words import number
 MOST_LINES = 300  # behind the best few; the bands speak for the rest
 MOST_STEPS = 60  # of one line
 BEST_FEW = 5
+MOST_MARKS = 30
 
 
 def curves(data: StudyData) -> Picture:
@@ -69,8 +70,10 @@ def curves(data: StudyData) -> Picture:
             "legendrank": 900 + k,
             "hovertemplate": f"trial {data.trial[i]}, step %{{x}}<br>{plain(data.objective)} %{{y:.4g}}<extra></extra>",
         })  # fmt: skip
+    shapes, notes = _marks(data)
     layout = base_layout(
-        430, xaxis={"title": titled("training step"), "rangemode": "tozero", "zeroline": False},
+        430, shapes=shapes, annotations=notes,
+        xaxis={"title": titled("training step"), "rangemode": "tozero", "zeroline": False},
         yaxis=va.layout(data.objective), showlegend=True,
     )  # fmt: skip
     if few:
@@ -216,6 +219,23 @@ def _band(data: StudyData) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
         rows.append(np.quantile(np.where(np.isfinite(values), values, worst), [0.1, 0.5, 0.9], method="nearest"))
     low, middle, high = np.array(rows).T
     return steps[common].astype(float), low, middle, high
+
+
+def _marks(data: StudyData) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A line for each change that somebody made to a setting while a model trained."""
+    shapes: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    changes = [d.data for d in data.decisions if d.kind == "adjust" and isinstance(d.data, dict) and "step" in d.data]
+    for k, change in enumerate(changes[:MOST_MARKS]):
+        shapes.append({"type": "line", "x0": change["step"], "x1": change["step"], "yref": "paper", "y0": 0, "y1": 1,
+                       "layer": "below", "line": {"color": "@warn", "width": 1, "dash": "dot"}})  # fmt: skip
+        to = change.get("to")
+        text = f"{change.get('name')} = {number(to) if isinstance(to, (int, float)) else to}"
+        notes.append({
+            "x": change["step"], "y": 0.98 - 0.07 * (k % 4), "yref": "paper", "xanchor": "left", "yanchor": "top",
+            "text": plain(text), "showarrow": False, "font": {"size": 11, "color": "@warn"}, "bgcolor": "@surface/0.8",
+        })  # fmt: skip
+    return shapes, notes
 
 
 def _curve_table(data: StudyData, few: list[int]) -> Table | None:
