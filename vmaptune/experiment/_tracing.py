@@ -66,6 +66,7 @@ def find_statics(experiment: Experiment, task: Task | None = None, file: str | N
     task = task or experiment.build()
     first = {name: column[0] for name, column in space.sample(1, seed=0).items()}
     first = {n: v.item() if isinstance(v, np.generic) else v for n, v in first.items()}
+    first |= space.lane_values(first, [n for n, d in space.items() if d.numeric])
 
     def failure(traced: tuple[str, ...], others: Mapping[str, Any] = {}) -> Exception | None:
         return trace_failure(experiment, task, {**first, **others}, traced)

@@ -65,21 +65,29 @@ def zoom(space: Space, first: Space, slice_: Sequence[Scored], *, margin: float 
     if len(slice_) < LEAST_BOX:
         return space
     leans = {(lean.name, lean.side) for lean in leaning(first, slice_)} if expand else set()
-    return Space(
+    held = _existing(first, slice_)
+    return Space.narrowed(
         {
-            name: _zoomed(
-                space[name], first[name], [s.params[name] for s in slice_], margin,
-                {side for n, side in leans if n == name},
-            )
+            name: _zoomed(space[name], first[name], held[name], margin, {side for n, side in leans if n == name})
             for name in space
         }
-    )  # fmt: skip
+    )
+
+
+def _existing(space: Space, slice_: Sequence[Scored]) -> dict[str, list[Any]]:
+    """The slice's values of each setting, of those trials for which it exists."""
+    exists = [space.active(s.params) for s in slice_]
+    return {
+        name: [s.params[name] for s, there in zip(slice_, exists, strict=True) if there[name]] for name in space
+    }  # fmt: skip
 
 
 def _zoomed(now: Distribution, first: Distribution, values: list[Any], margin: float, leans: set[str]) -> Distribution:
     if now.kind == "choice":
         assert now.options is not None
         held = {(type(v) is bool, v) for v in values}
+        if not held:  # a setting that none of the best trials has
+            return now
         assert first.options is not None
         return now.with_options([o for o in first.options if (type(o) is bool, o) in held])
     if now.or_zero > 0:
@@ -154,10 +162,11 @@ def leaning(first: Space, slice_: Sequence[Scored]) -> list[Leaning]:
     than one draw in a hundred under the first space's own law (a binomial tail).
     """
     found = []
+    held = _existing(first, slice_)
     for name, d in first.items():
         if d.kind == "choice" or len(slice_) < LEAST_BOX:
             continue
-        values = [s.params[name] for s in slice_ if not (d.or_zero > 0 and s.params[name] == 0)]
+        values = [v for v in held[name] if not (d.or_zero > 0 and v == 0)]
         if len(values) < LEAST_BOX or (d.options is not None and len(d.options) < 3):
             continue
         low, high = d.scaled_bounds

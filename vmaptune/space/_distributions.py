@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from vmaptune.errors import InputError
+from vmaptune.space._conditions import Conditions, read_conditions
 
 MAX_VALUES = 1_000_000  # of a finite setting
 
@@ -44,6 +45,7 @@ class Distribution:
     options: tuple[Any, ...] | None = None
     or_zero: float = 0.0
     static: bool = False
+    when: Conditions = ()  # the settings and their values for which this one exists
 
     # ---- what it is ----------------------------------------------------------------------------------
 
@@ -99,6 +101,8 @@ class Distribution:
             parts.append(f"or_zero={self.or_zero!r}")
         if self.static:
             parts.append("static=True")
+        if self.when:
+            parts.append(f"when={ {name: list(values) for name, values in self.when}!r}")
         return f"{self.kind}({', '.join(parts)})"
 
     # ---- sample <-> unit interval --------------------------------------------------------------------
@@ -186,11 +190,17 @@ class Distribution:
         """The same kind of list with other values."""
         return replace(self, options=tuple(options))
 
+    @property
+    def neutral(self) -> Any:
+        """The value in the middle of the scale, where a setting that does not exist must still be a number."""
+        value = self.with_zero(0.0).from_unit(np.array([0.5]))[0]
+        return value.item() if isinstance(value, np.generic) else value
+
     def to_json(self) -> dict[str, Any]:
         """A dict that `distribution_from_json` reads."""
-        entries = {"kind": self.kind, "low": self.low, "high": self.high, "step": self.step,
-                   "options": self.options, "or_zero": self.or_zero, "static": self.static}  # fmt: skip
-        return {name: value for name, value in entries.items() if value is not None and value is not False}
+        entries = {"kind": self.kind, "low": self.low, "high": self.high, "step": self.step, "options": self.options,
+                   "or_zero": self.or_zero, "static": self.static, "when": self.when}  # fmt: skip
+        return {name: value for name, value in entries.items() if value not in (None, ()) and value is not False}
 
     # ---- inside --------------------------------------------------------------------------------------
 
@@ -258,29 +268,40 @@ def _is_number(value: Any) -> bool:
 
 
 def uniform(
-    low: float, high: float, *, step: float | None = None, or_zero: float = 0.0, static: bool = False
+    low: float,
+    high: float,
+    *,
+    step: float | None = None,
+    or_zero: float = 0.0,
+    static: bool = False,
+    when: Mapping[str, Any] | None = None,
 ) -> Distribution:
     """Evenly over `[low, high]`; with `step`, over `low, low + step, ..., high`.
 
     `or_zero=p` makes it exactly 0 with probability p. `static=True` makes it a plain value that groups
-    trials; it then needs a `step`.
+    trials; it then needs a `step`. `when={"optimizer": ["sgd"]}` makes it a setting that exists only for those values
+    of another one, which comes before it in the space.
 
     Raises:
       InputError: bounds that are no finite numbers or are swapped; a step that does not divide the range.
     """
-    return _ranged("uniform", low, high, step, or_zero, static)
+    return _ranged("uniform", low, high, step, or_zero, static, when)
 
 
-def loguniform(low: float, high: float, *, or_zero: float = 0.0, static: bool = False) -> Distribution:
+def loguniform(
+    low: float, high: float, *, or_zero: float = 0.0, static: bool = False, when: Mapping[str, Any] | None = None
+) -> Distribution:
     """Evenly in log x over `[low, high]`, `low > 0`: each decade is as likely. For learning rates.
 
     Raises:
       InputError: as `uniform`, or `low` is not above 0.
     """
-    return _ranged("loguniform", low, high, None, or_zero, static)
+    return _ranged("loguniform", low, high, None, or_zero, static, when)
 
 
-def reverseloguniform(low: float, high: float, *, or_zero: float = 0.0, static: bool = False) -> Distribution:
+def reverseloguniform(
+    low: float, high: float, *, or_zero: float = 0.0, static: bool = False, when: Mapping[str, Any] | None = None
+) -> Distribution:
     """Evenly in log(1 - x) over `[low, high]`, `high < 1`: 0.9 to 0.99 is as likely as 0.99 to 0.999.
 
     For averages: momentum, the betas, a discount. Over [0.9, 0.9999] the median is 0.9968.
@@ -288,21 +309,29 @@ def reverseloguniform(low: float, high: float, *, or_zero: float = 0.0, static: 
     Raises:
       InputError: as `uniform`, or `high` is not below 1.
     """
-    return _ranged("reverseloguniform", low, high, None, or_zero, static)
+    return _ranged("reverseloguniform", low, high, None, or_zero, static, when)
 
 
 def randint(
-    low: int, high: int, *, step: int | None = None, or_zero: float = 0.0, static: bool = False
+    low: int,
+    high: int,
+    *,
+    step: int | None = None,
+    or_zero: float = 0.0,
+    static: bool = False,
+    when: Mapping[str, Any] | None = None,
 ) -> Distribution:
     """Each whole number of `low, ..., high` as likely; with `step`, of `low, low + step, ..., high`.
 
     Raises:
       InputError: as `uniform`, or bounds that are not whole numbers.
     """
-    return _ranged("randint", low, high, step if step is not None else 1, or_zero, static)
+    return _ranged("randint", low, high, step if step is not None else 1, or_zero, static, when)
 
 
-def lograndint(low: int, high: int, *, or_zero: float = 0.0, static: bool = False) -> Distribution:
+def lograndint(
+    low: int, high: int, *, or_zero: float = 0.0, static: bool = False, when: Mapping[str, Any] | None = None
+) -> Distribution:
     """Whole numbers from `low` to `high`, evenly in log x: log-uniform over [low - 1/2, high + 1/2], rounded.
 
     So P(k) is log((k + 1/2) / (k - 1/2)) over log((high + 1/2) / (low - 1/2)).
@@ -310,25 +339,25 @@ def lograndint(low: int, high: int, *, or_zero: float = 0.0, static: bool = Fals
     Raises:
       InputError: as `randint`, or `low` is below 1.
     """
-    return _ranged("lograndint", low, high, None, or_zero, static)
+    return _ranged("lograndint", low, high, None, or_zero, static, when)
 
 
-def choice(options: Sequence[Any], *, static: bool = False) -> Distribution:
+def choice(options: Sequence[Any], *, static: bool = False, when: Mapping[str, Any] | None = None) -> Distribution:
     """One of the options, each as likely, in no order: strings, numbers, bools, None, or tuples of them.
 
     Raises:
       InputError: no options, an option twice, or one that is none of those.
     """
-    return _listed("choice", options, static)
+    return _listed("choice", options, static, when)
 
 
-def ordinal(values: Sequence[Any], *, static: bool = False) -> Distribution:
+def ordinal(values: Sequence[Any], *, static: bool = False, when: Mapping[str, Any] | None = None) -> Distribution:
     """One of the values, each as likely, in their order: a zoom keeps a run of neighbours.
 
     Raises:
       InputError: as `choice`, or numbers that do not increase.
     """
-    return _listed("ordinal", values, static)
+    return _listed("ordinal", values, static, when)
 
 
 def distribution_from_json(entries: dict[str, Any]) -> Distribution:
@@ -336,6 +365,8 @@ def distribution_from_json(entries: dict[str, Any]) -> Distribution:
     values = dict(entries)
     if values.get("options") is not None:
         values["options"] = tuple(_tuples(v) for v in values["options"])
+    if values.get("when"):
+        values["when"] = _tuples(values["when"])
     try:
         distribution = Distribution(**values)
     except TypeError as error:
@@ -349,7 +380,7 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
-def _ranged(kind: str, low: Any, high: Any, step: Any, or_zero: Any, static: bool) -> Distribution:
+def _ranged(kind: str, low: Any, high: Any, step: Any, or_zero: Any, static: bool, when: Any) -> Distribution:
     call = f"{kind}({low!r}, {high!r})"
     integer = kind in INTEGERS
     for name, value in (("low", low), ("high", high)):
@@ -373,7 +404,7 @@ def _ranged(kind: str, low: Any, high: Any, step: Any, or_zero: Any, static: boo
         step = _checked_step(call, step, low, high, integer)
     if not _is_number(or_zero) or not 0 <= or_zero <= 1:
         raise InputError(f"{call}: `or_zero` must be a probability from 0 to 1, but got {or_zero!r}")
-    distribution = Distribution(kind, low, high, step, None, float(or_zero), bool(static))
+    distribution = Distribution(kind, low, high, step, None, float(or_zero), bool(static), read_conditions(call, when))
     count = distribution.n_values
     if static and count is None:
         raise InputError(
@@ -398,7 +429,7 @@ def _checked_step(call: str, step: Any, low: Any, high: Any, integer: bool) -> A
     return int(step) if integer else float(step)
 
 
-def _listed(kind: str, options: Any, static: bool) -> Distribution:
+def _listed(kind: str, options: Any, static: bool, when: Any) -> Distribution:
     if isinstance(options, (str, bytes)) or not isinstance(options, (list, tuple, range, np.ndarray)):
         raise InputError(f"{kind}() must be given a list of values, but got {options!r}")
     values = tuple(_plain(v) for v in options)
@@ -415,7 +446,9 @@ def _listed(kind: str, options: Any, static: bool) -> Distribution:
     numbers = [v for v in values if _is_number(v)]
     if kind == "ordinal" and len(numbers) == len(values) and list(numbers) != sorted(numbers):
         raise InputError(f"ordinal({list(values)}): numbers must increase; sort them, or use vt.choice")
-    return Distribution(kind, options=values, static=bool(static))
+    return Distribution(
+        kind, options=values, static=bool(static), when=read_conditions(f"{kind}({list(values)})", when)
+    )
 
 
 def _check_option(kind: str, value: Any) -> None:

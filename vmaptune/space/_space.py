@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vmaptune.errors import InputError
+from vmaptune.space._conditions import active, check_conditions, columns_with_absences
 from vmaptune.space._designs import Seed, unit_points
 from vmaptune.space._distributions import Distribution, choice, distribution_from_json
 
@@ -22,10 +23,14 @@ class Space(Mapping[str, Distribution]):
       settings: a dict, or pairs; a plain value stands for a setting with that one value.
 
     Raises:
-      InputError: no settings, a name twice, or one that Python can't spell as `hp.name`.
+      InputError: no settings, a name twice, or one that Python can't spell as `hp.name`; a condition (`when=`) on
+        a setting that does not come before, or on a value that it does not have.
     """
 
     def __init__(self, settings: Mapping[str, Any] | Iterable[tuple[str, Any]]):
+        self._set(settings, first=True)
+
+    def _set(self, settings: Mapping[str, Any] | Iterable[tuple[str, Any]], first: bool) -> None:
         pairs = list(settings.items()) if isinstance(settings, Mapping) else list(settings)
         if not pairs:
             raise InputError('a space must hold at least one setting, e.g. {"learning_rate": vt.loguniform(...)}')
@@ -35,7 +40,15 @@ class Space(Mapping[str, Distribution]):
             if name in found:
                 raise InputError(f"the setting {name!r} must be named once, but it is named twice; rename one")
             found[name] = value if isinstance(value, Distribution) else _constant(name, value)
+        check_conditions(found, values_too=first)
         self._settings = found
+
+    @classmethod
+    def narrowed(cls, settings: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Space:
+        """A space made from another one, whose conditions may be on values that are left no more."""
+        space = cls.__new__(cls)
+        space._set(settings, first=False)
+        return space
 
     def __getitem__(self, name: str) -> Distribution:
         return self._settings[name]
@@ -52,7 +65,8 @@ class Space(Mapping[str, Distribution]):
     def sample(self, n: int, seed: Seed, method: str = "random") -> dict[str, np.ndarray]:
         """`n` settings as host arrays by name, each `[n]`: float64, int64 or objects.
 
-        The same seed gives the same values everywhere. Methods: random, sobol, halton, grid (`unit_points`).
+        The same seed gives the same values everywhere. A setting with a condition is None where it does not exist.
+        Methods: random, sobol, halton, grid (`unit_points`).
 
         Raises:
           InputError: `n` below 1, or an unknown method.
@@ -62,15 +76,41 @@ class Space(Mapping[str, Distribution]):
     def from_unit(self, points: np.ndarray) -> dict[str, np.ndarray]:
         """Settings for points of the unit cube, `[n, D]`."""
         points = np.asarray(points, np.float64)
-        return {name: d.from_unit(points[:, i]) for i, (name, d) in enumerate(self.items())}
+        columns = {name: d.from_unit(points[:, i]) for i, (name, d) in enumerate(self.items())}
+        return columns_with_absences(self._settings, columns)
 
     def to_unit(self, samples: Mapping[str, Any]) -> np.ndarray:
-        """The inverse of `from_unit`: points of the unit cube, `[n, D]`."""
-        return np.stack([d.to_unit(samples[name]) for name, d in self.items()], axis=1)
+        """The inverse of `from_unit`: points of the unit cube, `[n, D]`. What does not exist is at 0.5."""
+        n = len(next(iter(samples.values())))
+        rows = [self.active({name: samples[name][i] for name in self}) for i in range(n)] if self.conditional else []
+        points = np.full((n, len(self)), 0.5)
+        for column, (name, d) in enumerate(self.items()):
+            if not d.when:
+                points[:, column] = d.to_unit(samples[name])
+                continue
+            there = np.array([row[name] for row in rows], bool)
+            if there.any():
+                points[there, column] = d.to_unit([v for v, t in zip(samples[name], there, strict=True) if t])
+        return points
+
+    @property
+    def conditional(self) -> bool:
+        """Whether some setting exists only for some values of others."""
+        return any(d.when for d in self.values())
+
+    def active(self, params: Mapping[str, Any]) -> dict[str, bool]:
+        """Which settings exist for these values: name -> bool."""
+        return active(self._settings, params)
+
+    def lane_values(self, params: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+        """What a lane receives of the traced settings `names`: numbers, the middle of its range for a setting that
+        does not exist, so that code which does not read it computes with a harmless one."""
+        exists = self.active(params) if self.conditional else {}
+        return {name: params[name] if exists.get(name, True) else self[name].neutral for name in names}
 
     def replace(self, **distributions: Any) -> Space:
         """The same space with other distributions for some of its settings."""
-        return Space({**self, **distributions})
+        return Space.narrowed({**self, **distributions})
 
     def to_json(self) -> list[list[Any]]:
         """Pairs that `Space.from_json` reads, in order."""
@@ -79,7 +119,7 @@ class Space(Mapping[str, Distribution]):
     @classmethod
     def from_json(cls, pairs: Iterable[Any]) -> Space:
         """The inverse of `to_json`."""
-        return cls([(name, distribution_from_json(entries)) for name, entries in pairs])
+        return cls.narrowed([(name, distribution_from_json(entries)) for name, entries in pairs])
 
 
 def _constant(name: str, value: Any) -> Distribution:

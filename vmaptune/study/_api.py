@@ -112,7 +112,7 @@ def changed_space(space: Any, changes: Mapping[str, Any]) -> Space:
     for name in changes:
         if name not in space:
             raise InputError(f"--set {name}=...: the space has no setting {name!r}; it has: {', '.join(space)}")
-    return Space({**space, **changes})
+    return space.replace(**changes)
 
 
 def _resolve(experiment: Any) -> tuple[LoadedExperiment | None, Experiment]:
@@ -241,7 +241,7 @@ def replay(study: Study | str | Path, trial: int, experiment: Experiment | None 
     traced = tuple(name for name in study.space if name not in static)
     functions = LaneFunctions(task, {n: row.params[n] for n in static}, lane_arguments(study.space, traced))
     stops = [point.step for point in curve]
-    settings = {n: row.params[n] for n in traced}
+    settings = study.space.lane_values(row.params, traced)
     trainer = Alone(functions, settings, row.seed)
 
     def values(points: list[Point]) -> list[float]:

@@ -14,6 +14,7 @@ import numpy as np
 from vmaptune.engine.plan import Plan, default_plan, lanes_in_memory
 from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
 from vmaptune.experiment import Experiment, Statics, raise_as_input_error
+from vmaptune.space import Space
 from vmaptune.store.ledger import Ledger
 from vmaptune.study._options import Options
 from vmaptune.study._progress import Counts
@@ -67,6 +68,12 @@ class Groups:
     def of(self, params: Mapping[str, Any]) -> Group:
         """The group of a trial; `prepare` must have met it."""
         return self._groups[self.statics.group_of(params)]
+
+    def lane_values(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The traced settings of a trial as its lane receives them."""
+        space = self.experiment.space
+        assert isinstance(space, Space)
+        return space.lane_values(params, self.statics.traced)
 
     def prepare(self, settings: Sequence[Mapping[str, Any]]) -> None:
         """Traces, then compiles, the programs that these trials need and that do not exist yet.

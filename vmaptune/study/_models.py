@@ -27,9 +27,9 @@ def rebuild(experiment: Experiment, trial: TrialRow, path: Path) -> Any:
     saved = load_weights(path)
     task = experiment.build()
     statics = find_statics(experiment, task)
-    functions = LaneFunctions(
-        task, dict(statics.group_of(trial.params)), lane_arguments(Space(experiment.space), statics.traced)
-    )
+    space = experiment.space
+    assert isinstance(space, Space)
+    functions = LaneFunctions(task, dict(statics.group_of(trial.params)), lane_arguments(space, statics.traced))
     is_model = experiment.task is None
     wanted, kinds = functions.state, functions.key_kinds
     if is_model:
@@ -50,9 +50,8 @@ def rebuild(experiment: Experiment, trial: TrialRow, path: Path) -> Any:
     state = unpack(jax.tree.unflatten(tree, leaves), kinds)
     if not is_model:
         return state
-    hp = Hyperparameters({n: v if n in statics.static else _as_scalar(v) for n, v in trial.params.items()})
+    traced = space.lane_values(trial.params, statics.traced)
+    hp = Hyperparameters(
+        {n: jnp.asarray(traced[n], functions.traced[n].dtype) if n in traced else v for n, v in trial.params.items()}
+    )
     return bind_model(experiment, hp, state["params"], state["rest"])
-
-
-def _as_scalar(value: Any) -> Any:
-    return jnp.asarray(value, jnp.float32 if isinstance(value, float) else jnp.int32)

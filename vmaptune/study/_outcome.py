@@ -78,7 +78,7 @@ def _on_test_part(training: Training, winner: Scored) -> dict[str, Any]:
     if not states:
         return {}
     group = groups.of(winner.params)
-    traced = {n: winner.params[n] for n in groups.statics.traced}
+    traced = groups.lane_values(winner.params)
     started = time.perf_counter()
     values = held_out_values(experiment, group.functions, dict(group.static), traced, states)
     counts.compilations += 1

@@ -63,7 +63,7 @@ class Training:
         return [self.rows[row.trial] for row in rows]
 
     def _job(self, row: TrialRow, keep: bool) -> Job:
-        settings = {name: row.params[name] for name in self.groups.statics.traced}
+        settings = self.groups.lane_values(row.params)
         return Job(row.trial, row.seed, settings, self.experiment.total_steps(row.params), keep)
 
     def _lanes(self, group: Group, share: int) -> Lanes:
