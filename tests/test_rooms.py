@@ -12,7 +12,7 @@ ROOT = Path(vmaptune.__file__).parent
 ROOMS = {
     "errors": set(),
     "schedules": set(),
-    "nn": set(),
+    "nn": {"errors"},
     "task": {"errors"},
     "space": {"errors"},
     "search": {"errors", "space"},

@@ -18,13 +18,22 @@ class Hyperparameters(Mapping):
 
     A traced setting is a scalar array (float32 or int32), a static one a plain Python value.
     Immutable; a pytree whose leaves are the traced settings.
+
+    `limits` says of a traced setting with finitely many values what it may be: its largest value, or its options,
+    of which the array then holds the position. The masked layers of `vt.nn` read it.
     """
 
-    __slots__ = ("_values",)
+    __slots__ = ("_limits", "_values")
     _values: dict[str, Any]
+    _limits: dict[str, Any]
 
-    def __init__(self, values: Mapping[str, Any]):
+    def __init__(self, values: Mapping[str, Any], limits: Mapping[str, Any] | None = None):
         object.__setattr__(self, "_values", dict(values))
+        object.__setattr__(self, "_limits", dict(limits or {}))
+
+    def with_limits(self, limits: Mapping[str, Any]) -> Hyperparameters:
+        """The same settings with other limits."""
+        return Hyperparameters(self._values, limits)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -53,13 +62,13 @@ class Hyperparameters(Mapping):
     def tree_flatten(self):
         traced = {n: v for n, v in self._values.items() if isinstance(v, (jax.Array, np.ndarray, np.generic))}
         static = tuple((n, v) for n, v in self._values.items() if n not in traced)
-        return tuple(traced.values()), (tuple(self._values), tuple(traced), static)
+        return tuple(traced.values()), (tuple(self._values), tuple(traced), static, tuple(self._limits.items()))
 
     @classmethod
     def tree_unflatten(cls, aux, children):
-        names, traced, static = aux
+        names, traced, static, limits = aux
         values = dict(zip(traced, children, strict=True)) | dict(static)
-        return cls({name: values[name] for name in names})
+        return cls({name: values[name] for name in names}, dict(limits))
 
 
 @dataclass(frozen=True)

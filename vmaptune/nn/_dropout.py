@@ -1,23 +1,15 @@
-"""Layers whose settings may be traced, a value per lane, where Flax's own need a plain number."""
+"""Dropout with a rate per lane."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-__all__ = ["Dropout", "LinenDropout"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Held:
-    """Keeps a traced number out of a module's state: nnx takes it for a static attribute."""
-
-    value: Any
+from vmaptune.nn._sizes import Held
 
 
 class Dropout(nnx.Dropout):
@@ -31,7 +23,7 @@ class Dropout(nnx.Dropout):
 
     def __init__(self, rate: Any, **kwargs: Any):
         super().__init__(0.5, **kwargs)
-        self.rate = _Held(rate)  # type: ignore[assignment]
+        self.rate = Held(rate)  # type: ignore[assignment]
 
     def __call__(self, inputs: Any, *, deterministic: bool | None = None, rngs: Any = None) -> jax.Array:
         held = self.rate

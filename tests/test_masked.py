@@ -1,0 +1,245 @@
+"""Masked layers: a narrow lane is the narrow model, and its padding stays zero."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vmaptune as vt
+from vmaptune.nn._batch import padded_batch
+from vmaptune.nn._laws import LAWS
+from vmaptune.task import Hyperparameters
+
+MOST = {"width": 24, "depth": 3, "activation": ("relu", "tanh", "gelu")}
+X = jax.random.normal(jax.random.key(0), (16, 5))
+Y = jax.random.normal(jax.random.key(1), (16, 3))
+
+
+class Net(nnx.Module):
+    """Every masked layer in a row."""
+
+    def __init__(self, hp, rngs):
+        width, self.act = vt.nn.size(hp, "width"), vt.nn.activation(hp, "activation")
+        self.first = vt.nn.Linear(5, width, rngs=rngs)
+        self.norm = vt.nn.LayerNorm(width, rngs=rngs)
+        self.blocks = vt.nn.Blocks(
+            vt.nn.size(hp, "depth"),
+            lambda rngs: vt.nn.Linear(width, width, kernel_init="he_uniform", rngs=rngs),
+            between=self.act, rngs=rngs,
+        )  # fmt: skip
+        self.batch_norm = vt.nn.BatchNorm(width, rngs=rngs)
+        self.rms = vt.nn.RMSNorm(width, rngs=rngs)
+        self.last = vt.nn.Linear(width, 3, kernel_init="glorot_normal", rngs=rngs)
+
+    def __call__(self, x):
+        x = self.norm(self.act(self.first(x)))
+        return self.last(self.rms(self.batch_norm(self.blocks(x))))
+
+
+def loss_and_grads(hp, seed):
+    module = Net(hp, nnx.Rngs(jax.random.key(seed)))
+    params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    return params, *jax.value_and_grad(functools.partial(squared_error, hp))(params)
+
+
+def squared_error(hp, params):
+    module = Net(hp, nnx.Rngs(0))
+    nnx.update(module, params)
+    return ((module(X) - Y) ** 2).mean()
+
+
+@functools.cache
+def masked():
+    def run(width, depth, activation, seed):
+        values = {"width": width, "depth": depth, "activation": activation}
+        params, loss, grads = loss_and_grads(Hyperparameters(values, MOST), seed)
+        return params, loss, grads
+
+    return jax.jit(jax.vmap(run))
+
+
+def flat(tree) -> dict[str, np.ndarray]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def narrow_part(wide: np.ndarray, narrow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The corner of a padded array that the narrow one fills, and all that lies outside it."""
+    corner = tuple(slice(0, n) for n in narrow.shape)
+    outside = wide.copy()
+    outside[corner] = 0
+    return wide[corner], outside
+
+
+@settings(max_examples=8, deadline=None)
+@given(width=st.integers(1, 24), depth=st.integers(0, 3), activation=st.integers(0, 2), seed=st.integers(0, 2**31))
+def test_a_masked_narrow_lane_equals_the_dense_narrow_model(width, depth, activation, seed):
+    lanes = [[width, 24], [depth, 1], [activation, 0], [seed, 3]]  # beside a lane of another shape
+    params, loss, grads = masked()(*(jnp.asarray(v) for v in lanes))
+    dense_hp = Hyperparameters({"width": width, "depth": depth, "activation": MOST["activation"][activation]})
+    dense_params, dense_loss, dense_grads = jax.jit(lambda s: loss_and_grads(dense_hp, s))(seed)
+    scale = 1e-6
+    np.testing.assert_allclose(loss[0], dense_loss, rtol=scale, atol=scale)
+    for wide, narrow, tolerance in ((params, dense_params, scale), (grads, dense_grads, 5 * scale)):
+        wide, narrow = flat(wide), flat(narrow)
+        largest = max((np.abs(v).max() for v in narrow.values()), default=1.0)
+        for name, array in wide.items():
+            if name not in narrow:
+                assert not array[0].any()  # a block beyond the depth
+                continue
+            inside, outside = narrow_part(array[0], narrow[name])
+            np.testing.assert_allclose(inside, narrow[name], rtol=scale, atol=tolerance * max(1.0, largest))
+            assert not outside.any()
+
+
+@settings(max_examples=10, deadline=None)
+@given(width=st.integers(1, 9), law=st.sampled_from(sorted(LAWS)), seed=st.integers(0, 2**31))
+def test_the_first_numbers_are_flax_own_of_the_narrow_layer(width, law, seed):
+    flax_law = getattr(jax.nn.initializers, law)()
+    theirs = nnx.Linear(7, width, kernel_init=flax_law, rngs=nnx.Rngs(seed)).kernel[...]
+    ours = vt.nn.Linear(7, vt.nn.Size(jnp.int32(width), 9), kernel_init=law, rngs=nnx.Rngs(seed)).kernel[...]
+    np.testing.assert_allclose(ours[:, :width], theirs, rtol=3e-7)
+    assert not ours[:, width:].any()
+
+
+OPTIMIZERS = {
+    "adamw": lambda: optax.adamw(0.1, weight_decay=0.1),
+    "momentum and decay, clipped": lambda: optax.chain(
+        optax.clip_by_global_norm(0.5), optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9, nesterov=True)
+    ),
+    "rmsprop": lambda: optax.rmsprop(0.01, momentum=0.9),
+    "lion": lambda: optax.lion(0.01, weight_decay=0.1),
+    "lamb": lambda: optax.lamb(0.1, weight_decay=0.1),
+    "nadamw": lambda: optax.nadamw(0.1),
+    "amsgrad": lambda: optax.amsgrad(0.1),
+    "lars": lambda: optax.lars(0.1, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_padding_stays_exactly_zero_and_the_rest_trains_like_the_narrow_model(name):
+    optimizer = OPTIMIZERS[name]()
+
+    def trained(hp):
+        params = nnx.to_pure_dict(nnx.state(Net(hp, nnx.Rngs(0)), nnx.Param))
+        opt = optimizer.init(params)
+        for _ in range(3):
+            updates, opt = optimizer.update(jax.grad(functools.partial(squared_error, hp))(params), opt, params)
+            params = optax.apply_updates(params, updates)
+        return params, opt
+
+    values = {"width": jnp.int32(6), "depth": jnp.int32(2), "activation": jnp.int32(1)}
+    wide = flat(jax.jit(lambda v: trained(Hyperparameters(v, MOST)))(values))
+    narrow = flat(jax.jit(lambda: trained(Hyperparameters({"width": 6, "depth": 2, "activation": "tanh"})))())
+    for path, array in wide.items():
+        if path not in narrow:
+            assert not array.any(), path
+        elif array.ndim:
+            inside, outside = narrow_part(array, narrow[path])
+            assert not outside.any(), path
+            np.testing.assert_allclose(inside, narrow[path], rtol=1e-3, atol=1e-4)
+
+
+def test_a_convolution_with_a_number_of_channels_per_lane():
+    images = jax.random.normal(jax.random.key(2), (4, 6, 6, 2))
+
+    def net(width, seed):
+        rngs = nnx.Rngs(seed)
+        first = vt.nn.Conv(2, width, (3, 3), rngs=rngs)
+        second = vt.nn.Conv(width, 3, (3, 3), strides=2, rngs=rngs)
+        return second(jax.nn.sigmoid(first(images))), second.kernel[...]
+
+    for width in (1, 4, 5):
+        wide, kernel = net(vt.nn.Size(jnp.int32(width), 8), 3)
+        narrow, narrow_kernel = net(width, 3)
+        np.testing.assert_allclose(wide, narrow, atol=2e-6)
+        np.testing.assert_allclose(kernel[:, :, :width], narrow_kernel, rtol=1e-6)
+        assert not kernel[:, :, width:].any()
+
+
+class Linen(linen.Module):
+    width: object
+
+    @linen.compact
+    def __call__(self, x, train):
+        x = vt.nn.LinenConv(self.width, (2,), name="conv")(x[..., None])
+        x = vt.nn.LinenBatchNorm(inputs=self.width, use_running_average=not train, name="batch")(x)
+        x = vt.nn.LinenLayerNorm(inputs=self.width, name="layer")(jax.nn.softplus(x))
+        x = vt.nn.LinenDense(self.width, inputs=self.width, name="dense")(x)
+        return vt.nn.LinenDense(2, inputs=self.width, kernel_init="he_normal", name="last")(jax.nn.softplus(x))
+
+
+class Flax(linen.Module):
+    width: int
+
+    @linen.compact
+    def __call__(self, x, train):
+        x = linen.Conv(self.width, (2,), name="conv")(x[..., None])
+        x = linen.BatchNorm(use_running_average=not train, name="batch")(x)
+        x = linen.LayerNorm(name="layer")(jax.nn.softplus(x))
+        x = linen.Dense(self.width, name="dense")(x)
+        return linen.Dense(2, kernel_init=jax.nn.initializers.he_normal(), name="last")(jax.nn.softplus(x))
+
+
+@pytest.mark.parametrize("width", [1, 3, 8])
+def test_linen_layers_equal_flax_own(width):
+    def run(module):
+        variables = module.init(jax.random.key(0), X, train=False)
+
+        def loss(params):
+            out, changed = module.apply({**variables, "params": params}, X, train=True, mutable=["batch_stats"])
+            return (out**2).mean(), changed
+
+        (value, changed), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return value, flat(variables["params"]), flat(grads), flat(changed)
+
+    theirs = run(Flax(width))
+    dense = run(Linen(width))
+    wide = run(Linen(vt.nn.Size(jnp.int32(width), 8)))
+    for a, b in zip(jax.tree.leaves(dense), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(wide[0], theirs[0], rtol=1e-6)
+    for ours, flax_own, padding_is_zero in zip(wide[1:], theirs[1:], (True, True, False), strict=True):
+        assert ours.keys() == flax_own.keys()
+        for path in ours:
+            inside, outside = narrow_part(ours[path], flax_own[path])
+            np.testing.assert_allclose(inside, flax_own[path], rtol=1e-5, atol=2e-6)
+            assert not (padding_is_zero and outside.any()), path
+
+
+def test_only_a_lanes_own_examples_count():
+    values = jax.random.normal(jax.random.key(0), (16, 3))
+    for size in (1, 5, 16):
+        with padded_batch(vt.nn.Size(jnp.int32(size), 16)) as batch:
+            norm = vt.nn.BatchNorm(3, rngs=nnx.Rngs(0))
+            value, grad = jax.value_and_grad(lambda v: vt.nn.batch_mean(norm(v) ** 3))(values)  # noqa: B023
+        assert batch.averaged
+        own = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+        np.testing.assert_allclose(value, (own(values[:size]) ** 3).mean(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(norm.var[...], own.var[...], rtol=1e-5)
+        assert not grad[size:].any()
+    np.testing.assert_array_equal(vt.nn.batch_mean(values), values.mean())
+
+
+def test_mistakes_are_told():
+    traced = jnp.int32(3)
+    with pytest.raises(vt.InputError, match="largest value"):
+        vt.nn.size(Hyperparameters({"width": traced}), "width")
+    assert vt.nn.size(Hyperparameters({"width": traced}), "width", 8).most == 8
+    with pytest.raises(vt.InputError, match="most=4"):
+        vt.nn.Size(5, 4)
+    with pytest.raises(vt.InputError, match="glorot_uniform"):
+        vt.nn.Linear(3, 4, kernel_init="lecun", rngs=nnx.Rngs(0))
+    fans = jax.nn.initializers.orthogonal()
+    with pytest.raises(vt.InputError, match="must not depend on the shape"):
+        vt.nn.Linear(3, vt.nn.Size(traced, 4), kernel_init=fans, rngs=nnx.Rngs(0))
+    with pytest.raises(vt.InputError, match="'swish' has none"):
+        vt.nn.activation(Hyperparameters({"activation": "swish"}), "activation")
