@@ -18,6 +18,7 @@ from vmaptune.experiment._data import Data
 from vmaptune.experiment._models import ModelKind, model_kind
 from vmaptune.experiment._order import batch_indices
 from vmaptune.experiment._places import at, described, kind, place_in
+from vmaptune.rewrite import with_fast_convolutions
 from vmaptune.space import Space
 from vmaptune.task import Hyperparameters, Task
 
@@ -257,37 +258,42 @@ def _build(experiment: Experiment) -> Task:
     def init(hp: Hyperparameters, key: jax.Array) -> Any:
         batch_size = experiment.lane_batch_size(hp)
         first = jax.tree.map(lambda a: a[:batch_size], train)
+        order = jax.random.key_data(jax.random.fold_in(key, 1))
         params, rest = kind_of(hp).init(hp, key, lambda model: _loss(experiment, model, first, hp, key))
         return {
             "params": params,
             "rest": rest,
             "opt": optimizer_of(hp).init(params),
             "step": jnp.int32(0),
-            "order": jax.random.key_data(jax.random.fold_in(key, 1)),
+            "order": order,
+            # carried, so that they are worked out once a step: within a step the compiler would fuse their
+            # arithmetic into the gather and repeat it for each number of a row
+            "rows": batch_indices(order, jnp.int32(0), batch_size, n_train),
         }
 
     def step(state: Any, hp: Hyperparameters, key: jax.Array) -> tuple[Any, jax.Array]:
         kind, optimizer = kind_of(hp), optimizer_of(hp)
-        rows = batch_indices(state["order"], state["step"], experiment.lane_batch_size(hp), n_train)
-        batch = jax.tree.map(lambda a: a[rows], train)
+        batch = jax.tree.map(lambda a: a[state["rows"]], train)
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             model = kind.bind(hp, params, state["rest"], key, train=True)
             loss = _loss(experiment, model, batch, hp, key)
             return loss, kind.collect(model, state["rest"])
 
+        loss_fn = with_fast_convolutions(loss_fn)
         (loss, rest), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
         updates, opt = optimizer.update(
             grads, state["opt"], state["params"],
             value=loss, grad=grads, value_fn=lambda params: loss_fn(params)[0],
         )  # fmt: skip
-        params = optax.apply_updates(state["params"], updates)
+        after = state["step"] + 1
         state = {
-            "params": params,
+            "params": optax.apply_updates(state["params"], updates),
             "rest": rest,
             "opt": opt,
-            "step": state["step"] + 1,
+            "step": after,
             "order": state["order"],
+            "rows": batch_indices(state["order"], after, experiment.lane_batch_size(hp), n_train),
         }
         return state, loss
 

@@ -37,9 +37,9 @@ def batch_indices(key_words: jax.Array, step: jax.Array, batch_size: int, n: int
     in_next = position >= size
     x = jnp.where(in_next, position - size, position)
     rounds = shuffle_rounds(n)
-    now, after = (_round_keys(key_words, epoch + jnp.uint32(i), rounds) for i in (0, 1))
+    now, after = (_round_keys(key_words, epoch + jnp.uint32(i), rounds, size) for i in (0, 1))
     for r in range(rounds):
-        pivot = jnp.where(in_next, after[0][r] % size, now[0][r] % size)
+        pivot = jnp.where(in_next, after[0][r], now[0][r])
         salt = jnp.where(in_next, after[1][r], now[1][r])
         partner = jnp.where(pivot >= x, pivot - x, pivot + size - x)  # (pivot - x) mod n, an involution
         swap = _mix(jnp.maximum(x, partner) ^ salt) >> 31
@@ -47,12 +47,13 @@ def batch_indices(key_words: jax.Array, step: jax.Array, batch_size: int, n: int
     return x.astype(jnp.int32)
 
 
-def _round_keys(key_words: jax.Array, epoch: jax.Array, rounds: int) -> tuple[jax.Array, jax.Array]:
-    """Two random words for each round of an epoch, each uint32[rounds]."""
+def _round_keys(key_words: jax.Array, epoch: jax.Array, rounds: int, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each round of an epoch a pivot below `size` and a random word, each uint32[rounds]."""
     count = jnp.arange(2 * rounds, dtype=jnp.uint32)
     words = _mix(key_words[0] ^ _mix(epoch + jnp.uint32(0x9E3779B9)) ^ _mix(count * jnp.uint32(0x85EBCA6B)))
     words = _mix(words + key_words[1])
-    return words[:rounds], words[rounds:]
+    # a barrier, or each round's remainder becomes a kernel of its own
+    return jax.lax.optimization_barrier((words[:rounds] % size, words[rounds:]))
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from jax.extend import core
 
 from vmaptune.rewrite._choose import default_choice
 from vmaptune.rewrite._convolution import ConvShape, convolve
+from vmaptune.rewrite._picking import pick, pick_shape
 from vmaptune.rewrite._pooling import PoolShape, pool, poolable
 
 CONVOLUTION = "conv_general_dilated"
@@ -144,6 +145,9 @@ def _rewritten_equation(eqn: Any, choose: Choose, pools: bool) -> Any:
     window = pool_shape(eqn) if pools else None
     if window is not None:
         return _call(eqn, f"{window.kind}_pool", (pool, window)) if poolable(window) else eqn
+    picked = pick_shape(eqn)
+    if picked is not None:
+        return _call(eqn, "pick", (pick, picked))
     if eqn.primitive.name not in CALLS:
         return eqn
     params = {name: _rewritten_param(value, choose, pools) for name, value in eqn.params.items()}
