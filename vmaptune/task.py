@@ -82,9 +82,13 @@ class Task:
       evaluate: `(state, hp) -> dict` of scalar metrics.
       has_loss: whether `step` returns its loss. Then a loss that is not finite makes the trial `INFEASIBLE`
         at that step, and the mean over each segment is kept in the curve.
+      shared: optional, `step number -> pytree`, int32 scalar from 0: what all lanes have alike at a step, such as
+        the rows of a batch. It is worked out once for the lanes of a tile, which then enter and leave together, and
+        passed to `step` as a fourth argument.
     """
 
     init: Callable[[Hyperparameters, jax.Array], State]
-    step: Callable[[State, Hyperparameters, jax.Array], Any]
+    step: Callable[..., Any]
     evaluate: Callable[[State, Hyperparameters], Mapping[str, Any]]
     has_loss: bool = False
+    shared: Callable[[jax.Array], Any] | None = None

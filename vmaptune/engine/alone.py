@@ -27,7 +27,8 @@ class Alone:
             return pack(functions.init.call(consts, arrays, seed))
 
         def step(consts: Any, state: Any, arrays: Any, seed: Any, done: Any) -> Any:
-            state, loss = functions.step.call(consts, unpack(state, kinds), arrays, seed, done)
+            alike = functions.shared.call(functions.shared.consts, done)
+            state, loss = functions.step.call(consts, unpack(state, kinds), arrays, seed, done, alike)
             return pack(state), loss
 
         def evaluate(consts: Any, state: Any, arrays: Any) -> Any:

@@ -8,7 +8,7 @@ same bits in whatever lane and whenever it enters.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,7 @@ class _Chunk:
     hp: dict[str, np.ndarray] = field(default_factory=dict)  # [L] each
     seeds: np.ndarray | None = None  # [L] uint32
     on_device: tuple[Any, Any] | None = None
+    limits: Any = None  # [L] int32 on the devices; None when a lane's end has changed
 
     def live(self) -> list[_Lane]:
         return [lane for lane in self.lanes if lane.job is not None]
@@ -92,13 +93,14 @@ class Lanes:
     ):
         self.program, self.on_points, self.on_state = program, on_points, on_state
         self.capacity = capacity
+        self._order = program.plan.filling_order()
         self._queue: deque[Job] = deque()
         self._pending: deque[_Pending] = deque()
         self._chunks: list[_Chunk] = []
         self._turn = 0  # the chunk that is dispatched next
         self.calls = 0
         self.refilled = 0  # times that a lane took in another trial
-        self.lane_steps = 0  # steps of all lanes, idle ones too
+        self.lane_steps = 0  # steps that the devices spent, idle lanes included
         self.live_steps = 0  # steps of lanes that held a trial
 
     @property
@@ -153,8 +155,12 @@ class Lanes:
     def _fill(self, chunk: _Chunk) -> np.ndarray | None:
         """Puts waiting jobs into free lanes; returns the mask [L] of those, or None when there are none."""
         fresh = np.zeros(len(chunk.lanes), bool)
-        for i, lane in enumerate(chunk.lanes):
-            if lane.job is None and self._queue:
+        if not self._queue:
+            return None
+        closed = self._closed_tiles(chunk)
+        for i in self._order:
+            lane = chunk.lanes[i]
+            if lane.job is None and self._queue and i // self.program.plan.lanes not in closed:
                 lane.job, lane.done = self._queue.popleft(), 0
                 self.refilled += lane.used
                 lane.used = True
@@ -165,9 +171,12 @@ class Lanes:
                     column[i] = lane.job.settings[name]
         if not fresh.any():
             return None
+        chunk.limits = None
         if chunk.state is None:
             chunk.state = self.program.empty()
-            _settle_idle_lanes(chunk, fresh)
+            _settle_idle_lanes(chunk, fresh, range(len(chunk.lanes)))
+        elif self.program.functions.lockstep:
+            _settle_idle_lanes(chunk, fresh, self._lanes_of(_tiles_of(fresh, self.program.plan.lanes)))
         put = self.program.put
         # copies: on a CPU device_put may share the host's memory, which the next fill writes to
         chunk.on_device = (
@@ -176,21 +185,40 @@ class Lanes:
         )
         return fresh
 
+    def _closed_tiles(self, chunk: _Chunk) -> set[int]:
+        """Tiles that nobody may enter: in lockstep, those in which somebody still trains."""
+        if not self.program.functions.lockstep:
+            return set()
+        return _tiles_of([lane.job is not None for lane in chunk.lanes], self.program.plan.lanes)
+
+    def _lanes_held(self, chunk: _Chunk) -> int:
+        """Lanes that a call keeps busy or waiting: of all devices, as many tiles as the fullest device runs."""
+        plan = self.program.plan
+        tiles = _tiles_of([lane.job is not None for lane in chunk.lanes], plan.lanes)
+        fullest = max(sum(tile // plan.tiles == device for tile in tiles) for device in range(plan.devices))
+        return plan.devices * fullest * plan.lanes
+
+    def _lanes_of(self, tiles: Iterable[int]) -> list[int]:
+        width = self.program.plan.lanes
+        return [tile * width + i for tile in sorted(tiles) for i in range(width)]
+
     def _dispatch(self, chunk: _Chunk, fresh: np.ndarray | None) -> None:
-        live = chunk.live()
         every = self.program.plan.every
-        n = min(min(lane.job.steps, (lane.done // every + 1) * every) - lane.done for lane in live if lane.job)
         assert chunk.on_device is not None
-        chunk.state, result = self.program.run(chunk.state, *chunk.on_device, fresh, n)
+        if chunk.limits is None:
+            limits = [lane.job.steps if lane.job else 0 for lane in chunk.lanes]
+            chunk.limits = self.program.put(np.array(limits, np.int32))
+        chunk.state, result = self.program.run(chunk.state, *chunk.on_device, fresh, chunk.limits, every)
         self.calls += 1
-        self.lane_steps += n * len(chunk.lanes)
-        self.live_steps += n * len(live)
+        self.lane_steps += every * self._lanes_held(chunk)
         owners = []
         finished = []
         for i, lane in enumerate(chunk.lanes):
             if lane.job is None:
                 continue
+            n = min(every, lane.job.steps - lane.done)
             lane.done += n
+            self.live_steps += n
             owners.append((i, lane.job, lane.done))
             if lane.done >= lane.job.steps:
                 if lane.job.keep and self.on_state is not None:
@@ -216,17 +244,22 @@ class Lanes:
         for chunk in self._chunks:
             for lane in chunk.lanes:
                 if lane.job is not None and lane.job.trial in stop:
-                    lane.job = None
+                    lane.job, chunk.limits = None, None
         for waiting in self._pending:  # segments of a stopped trial that were under way are nobody's
             waiting.owners[:] = [owner for owner in waiting.owners if owner[1].trial not in stop]
 
 
-def _settle_idle_lanes(chunk: _Chunk, fresh: np.ndarray) -> None:
+def _tiles_of(lanes: Sequence[Any] | np.ndarray, width: int) -> set[int]:
+    """The tiles, of `width` lanes each, with a lane that is marked."""
+    return {i // width for i, marked in enumerate(lanes) if marked}
+
+
+def _settle_idle_lanes(chunk: _Chunk, fresh: np.ndarray, lanes: Iterable[int]) -> None:
     """Idle lanes compute too: give them the settings of a trial, so that they cannot slow the others by NaNs."""
     first = int(np.argmax(fresh))
     assert chunk.seeds is not None
-    for i, lane in enumerate(chunk.lanes):
-        if lane.job is None:
+    for i in lanes:
+        if chunk.lanes[i].job is None:
             chunk.seeds[i] = chunk.seeds[first]
             for column in chunk.hp.values():
                 column[i] = column[first]

@@ -1,8 +1,8 @@
-"""How a group runs: devices × lanes per tile, and how many steps between evaluations.
+"""How a group runs: devices × tiles × lanes per tile, and how many steps between evaluations.
 
-A tile is the lanes that one device trains together. A program trains one tile on each device; more lanes
-than that are further calls of the same program, each of which runs its whole segment before the next one
-starts, so that a tile's state stays in the cache. The number of trials therefore never changes the program.
+A tile is the lanes that one device trains together; it runs its whole segment before the device's next tile
+starts, so that its state stays in the cache. More trials than a program has lanes wait for a free lane, or are
+further calls of the same program; with fewer, idle tiles are passed over. So a later round compiles nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Plan:
     devices: int  # local devices that lanes are split over
     lanes: int  # lanes of a tile, one tile on each device
     every: int  # training steps of a segment
+    tiles: int = 1  # of each device
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -40,17 +41,26 @@ class Plan:
     @property
     def width(self) -> int:
         """Lanes of one call of the program."""
-        return self.devices * self.lanes
+        return self.devices * self.tiles * self.lanes
+
+    def filling_order(self) -> list[int]:
+        """The lanes of a call in the order in which they are filled: tile by tile, in turn on each device."""
+        return [
+            (device * self.tiles + tile) * self.lanes + lane
+            for tile in range(self.tiles)
+            for device in range(self.devices)
+            for lane in range(self.lanes)
+        ]
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"devices={self.devices},lanes={self.lanes},every={self.every}"
+        return f"devices={self.devices},tiles={self.tiles},lanes={self.lanes},every={self.every}"
 
 
 def parse_plan(text: str) -> dict[str, int]:
-    """Reads `devices=2,lanes=16,every=50`, any of the three; the rest is planned.
+    """Reads `devices=2,tiles=4,lanes=16,every=50`, any of the four; the rest is planned.
 
     Raises:
       InputError: a name that a plan does not have, or a value that is no whole number of at least 1.
@@ -58,9 +68,9 @@ def parse_plan(text: str) -> dict[str, int]:
     parts: dict[str, int] = {}
     for item in filter(None, text.replace(" ", "").split(",")):
         name, _, value = item.partition("=")
-        if name not in ("devices", "lanes", "every") or not value.isdigit() or int(value) < 1:
+        if name not in ("devices", "tiles", "lanes", "every") or not value.isdigit() or int(value) < 1:
             raise InputError(
-                f"--plan must read like devices=2,lanes=16,every=50 (any of the three, whole numbers of at "
+                f"--plan must read like devices=2,tiles=4,lanes=16,every=50 (any of the four, whole numbers of at "
                 f"least 1), but got {item!r}"
             )
         parts[name] = int(value)
@@ -82,11 +92,16 @@ class Costs:
 
 
 def segment_steps(costs: Costs, steps: int) -> int:
-    """Steps of a segment such that evaluation takes at most a tenth of the operations."""
+    """Steps of a segment such that evaluation takes at most a tenth of the operations.
+
+    One that divides a trial's steps is taken if there is one near, so that no lane ends within a segment.
+    """
     ratio = costs.evaluate_flops / max(costs.step_flops, 1.0)
     least = max(1, math.ceil(ratio * (1 - EVALUATION_SHARE) / EVALUATION_SHARE))
     segments = max(1, min(MAX_SEGMENTS, steps // least))
-    return math.ceil(steps / segments)
+    wanted = math.ceil(steps / segments)
+    even = [d for d in range(wanted, min(wanted * 7 // 4, steps) + 1) if steps % d == 0]
+    return even[0] if even else wanted
 
 
 def lanes_in_memory(state_bytes: int, plan: Plan) -> int:
@@ -114,4 +129,11 @@ def default_plan(costs: Costs, *, steps: int, trials: int, pinned: dict[str, int
         lanes = 8 * math.ceil(per_device / 8) if fits >= 8 else fits
         lanes = min(lanes, fits)
     lanes = pinned.get("lanes", min(lanes, 2 ** math.ceil(math.log2(per_device))))
-    return Plan(devices=devices, lanes=lanes, every=pinned.get("every", segment_steps(costs, steps)))
+    tiles = math.ceil(per_device / lanes)
+    most = max(1, int(memory_bytes() * LANES_MEMORY_SHARE // max(1, costs.state_bytes * devices * lanes)))
+    return Plan(
+        devices=devices,
+        lanes=lanes,
+        tiles=pinned.get("tiles", min(tiles, most)),
+        every=pinned.get("every", segment_steps(costs, steps)),
+    )

@@ -1,8 +1,10 @@
 """One group's compiled segment. THE one vmap of the package is here, in `_tile`.
 
-A segment is: fresh lanes initialised, `n` training steps of every lane, one evaluation of every lane. The
-functions of the task are traced once each, for a single lane; arrays that they close over (the data) become
-arguments, so that they live on the devices once and are no constants of the program.
+A segment is: fresh lanes initialised, `n` training steps of every lane, one evaluation of every lane. The lanes of
+a device are split into tiles; one tile runs its whole segment before the next one starts, so that its state stays in
+the cache, and a tile in which nobody trains is passed over. The functions of the task are traced once each, for a
+single lane; arrays that they close over (the data) become arguments, so that they live on the devices once and are
+no constants of the program.
 """
 
 from __future__ import annotations
@@ -98,9 +100,9 @@ class LaneFunctions:
             kinds.append(key_kinds(state))  # while keys can still be told from other arrays
             return state
 
-        def step(state: Any, arrays: Any, seed: Any, done: Any) -> Any:
+        def step(state: Any, arrays: Any, seed: Any, done: Any, alike: Any) -> Any:
             key = jax.random.fold_in(trial_key(seed), done + 1)
-            out = task.step(state, settings(arrays), key)
+            out = task.step(state, settings(arrays), key, *((alike,) if task.shared else ()))
             state, loss = out if task.has_loss else (out, jnp.float32(jnp.nan))
             return _as_arrays(state), jnp.asarray(loss, jnp.float32)
 
@@ -117,7 +119,9 @@ class LaneFunctions:
         self.init = hoist(init, arrays, seed)
         self.state = self.init.out
         self.key_kinds = kinds[-1]
-        self.step = hoist(step, self.state, arrays, seed, count)
+        self.lockstep = task.shared is not None
+        self.shared = hoist(task.shared or (lambda done: ()), count)
+        self.step = hoist(step, self.state, arrays, seed, count, self.shared.out)
         self._check_state()
         self.evaluate = hoist(evaluate, self.state, arrays)
 
@@ -168,8 +172,13 @@ def _analysis(function: Hoisted) -> dict[str, float]:
 class Program:
     """A group's compiled segment for `plan.width` lanes.
 
-    `run(state, hp, seeds, fresh, n)` returns the new state and a `Result`; the old state's buffers are
-    given up to it. Every array has the lane axis first, `[L]`, split over the plan's devices.
+    `run(state, hp, seeds, fresh, limits, n)` returns the new state and a `Result`; the old state's buffers are
+    given up to it. Every array has the lane axis first, `[L]`, split over the plan's devices: lane `i` lies on
+    device `i // (tiles * lanes)`, in its tile `i // lanes % tiles`.
+
+    Args:
+      uneven: whether a lane may reach its limit within a segment; it is frozen there then. It costs some
+        percent of a step, so it is left out where segments divide all trials' steps.
     """
 
     def __init__(
@@ -178,26 +187,29 @@ class Program:
         traced: Mapping[str, jax.ShapeDtypeStruct],
         plan: Plan,
         shared: SharedArrays | None = None,
+        *,
+        uneven: bool = True,
     ):
-        self.functions, self.plan, self.traced = functions, plan, dict(traced)
+        self.functions, self.plan, self.traced, self.uneven = functions, plan, dict(traced), uneven
         self.mesh = lane_mesh(plan.devices)
         self.by_lane = NamedSharding(self.mesh, P("lanes"))
         self.everywhere = NamedSharding(self.mesh, P())
-        parts = (functions.init, functions.step, functions.evaluate)
+        parts = (functions.init, functions.step, functions.evaluate, functions.shared)
         shared = shared if shared is not None else {}
         self.consts = _on_devices(tuple(p.consts for p in parts), self.everywhere, shared)
         self.compile_seconds = 0.0
         self.memory_bytes = 0
         self._compiled = self._compile()
         self._never_fresh = jax.device_put(np.zeros(plan.width, bool), self.by_lane)
-        self._no, self._yes = (jax.device_put(np.bool_(b), self.everywhere) for b in (False, True))
+        self._counts: dict[int, jax.Array] = {}
 
     def _compile(self) -> Any:
         started = time.perf_counter()
-        specs = (P(), P("lanes"), P("lanes"), P("lanes"), P("lanes"), P(), P())
-        tile = jax.shard_map(
-            _tile(self.functions), mesh=self.mesh, in_specs=specs, out_specs=P("lanes"), check_vma=False
-        )
+        by_lane, alike = P("lanes"), P()
+        device = jax.shard_map(
+            _device(self.functions, self.plan, self.uneven), mesh=self.mesh,
+            in_specs=(alike, by_lane, by_lane, by_lane, by_lane, by_lane, alike), out_specs=by_lane, check_vma=False,
+        )  # fmt: skip
         L = self.plan.width
         shapes = (
             self.consts,
@@ -205,10 +217,10 @@ class Program:
             {n: _shape((L,), s.dtype, self.by_lane) for n, s in self.traced.items()},
             _shape((L,), jnp.uint32, self.by_lane),
             _shape((L,), jnp.bool_, self.by_lane),
-            _shape((), jnp.bool_, self.everywhere),
+            _shape((L,), jnp.int32, self.by_lane),
             _shape((), jnp.int32, self.everywhere),
         )
-        compiled = jax.jit(tile, donate_argnums=1).lower(*shapes).compile()
+        compiled = jax.jit(device, donate_argnums=1).lower(*shapes).compile()
         memory = compiled.memory_analysis()
         if memory is not None:
             self.memory_bytes = int(memory.temp_size_in_bytes + memory.argument_size_in_bytes)
@@ -229,44 +241,100 @@ class Program:
         """A host array `[L, ...]` on the devices that hold its lanes."""
         return jax.device_put(array, self.by_lane)
 
-    def run(self, state: Any, hp: Any, seeds: Any, fresh: np.ndarray | None, n: int) -> tuple[Any, Result]:
-        """Dispatches one segment of `n` steps; returns at once. `fresh` [L] marks lanes to initialise."""
+    def run(self, state: Any, hp: Any, seeds: Any, fresh: np.ndarray | None, limits: Any, n: int) -> tuple[Any, Result]:
+        """Dispatches one segment of `n` steps; returns at once.
+
+        `fresh` [L] marks lanes to initialise, `limits` [L] int32 are the steps at which lanes end; a lane with a
+        limit that it has reached, such as 0, is idle.
+        """
         mask = self._never_fresh if fresh is None else self.put(fresh)
-        any_fresh = self._no if fresh is None else self._yes
-        steps = jax.device_put(np.int32(n), self.everywhere)
-        state, result = self._compiled(self.consts, state, hp, seeds, mask, any_fresh, steps)
-        return state, result
+        if n not in self._counts:
+            self._counts[n] = jax.device_put(np.int32(n), self.everywhere)
+        return self._compiled(self.consts, state, hp, seeds, mask, limits, self._counts[n])
 
 
-def _tile(functions: LaneFunctions) -> Callable[..., Any]:
-    """A segment of one device's lanes: the single-lane functions, with the lane axis added here, once."""
+def _device(functions: LaneFunctions, plan: Plan, uneven: bool) -> Callable[..., Any]:
+    """A segment of one device's lanes, tile after tile."""
+    tile = _tile(functions, uneven)
+    if plan.tiles == 1:
+        return tile
 
-    def tile(consts: Any, carry: Any, hp: Any, seeds: Any, fresh: Any, any_fresh: Any, n: Any) -> Any:
-        init_consts, step_consts, evaluate_consts = consts
+    def device(consts: Any, carry: Any, hp: Any, seeds: Any, fresh: Any, limits: Any, n: Any) -> Any:
+        split = jax.tree.map(
+            lambda a: a.reshape((plan.tiles, plan.lanes, *a.shape[1:])), (carry, hp, seeds, fresh, limits)
+        )
+        nothing = jax.tree.map(
+            lambda s: jnp.zeros((plan.tiles, plan.lanes, *s.shape), s.dtype), _result_shapes(functions)
+        )
+
+        def one(t: Any, both: Any) -> Any:
+            carry, results = both
+            mine = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, t, 0, keepdims=False), (carry, *split[1:]))
+            new, result = tile(consts, *mine, n)
+            put = jax.lax.dynamic_update_index_in_dim
+            return (
+                jax.tree.map(lambda whole, part: put(whole, part, t, 0), carry, new),
+                jax.tree.map(lambda whole, part: put(whole, part, t, 0), results, result),
+            )
+
+        both = jax.lax.fori_loop(0, plan.tiles, one, (split[0], nothing))
+        return jax.tree.map(lambda a: a.reshape((plan.tiles * plan.lanes, *a.shape[2:])), both)
+
+    return device
+
+
+def _tile(functions: LaneFunctions, uneven: bool) -> Callable[..., Any]:
+    """A segment of one tile's lanes: the single-lane functions, with the lane axis added here, once."""
+
+    def tile(consts: Any, carry: Any, hp: Any, seeds: Any, fresh: Any, limits: Any, n: Any) -> Any:
+        init_consts, step_consts, evaluate_consts, shared_consts = consts
 
         def fill(lane: Any, arrays: Any, seed: Any, is_fresh: Any) -> Any:
             first = (pack(functions.init.call(init_consts, arrays, seed)), jnp.int32(0), jnp.int32(NEVER))
             return jax.tree.map(lambda new, old: jnp.where(is_fresh, new, old), first, lane)
 
-        def train(lane: Any, arrays: Any, seed: Any) -> Any:
-            def body(_: Any, c: Any) -> Any:
-                state, done, bad, total = c
-                state, loss = functions.step.call(step_consts, unpack(state, functions.key_kinds), arrays, seed, done)
-                done = done + 1
+        def train(lane: Any, arrays: Any, seed: Any, limit: Any, start: Any) -> Any:
+            def body(t: Any, c: Any) -> Any:
+                (state, done, bad, total), alike = c
+                new, loss = functions.step.call(
+                    step_consts, unpack(state, functions.key_kinds), arrays, seed, done, alike
+                )
+                new, after = pack(new), done + 1
+                if uneven:
+                    going = done < limit
+                    new, after, loss = jax.tree.map(
+                        lambda a, b: jnp.where(going, a, b), (new, after, loss), (state, done, jnp.float32(0))
+                    )
                 if functions.has_loss:
-                    bad = jnp.where((bad == NEVER) & ~jnp.isfinite(loss), done, bad)
-                return pack(state), done, bad, total + loss
+                    bad = jnp.where((bad == NEVER) & ~jnp.isfinite(loss), after, bad)
+                # worked out a step ahead: as part of the step, the compiler would repeat it for each use
+                alike = functions.shared.call(shared_consts, start + t + 1)
+                return (new, after, bad, total + loss), alike
 
-            state, done, bad, total = jax.lax.fori_loop(0, n, body, (*lane, jnp.float32(0)))
+            first = functions.shared.call(shared_consts, start)
+            (state, done, bad, total), _ = jax.lax.fori_loop(0, n, body, ((*lane, jnp.float32(0)), first))
             metrics = functions.evaluate.call(evaluate_consts, unpack(state, functions.key_kinds), arrays)
-            return (state, done, bad), Result(total / n, bad, done, metrics)
+            return (state, done, bad), Result(total / (done - lane[1]), bad, done, metrics)
 
-        carry = jax.lax.cond(
-            any_fresh, lambda c: jax.vmap(fill)(c, hp, seeds, fresh), lambda c: c, carry
-        )  # the predicate is one for the tile, so this is a real branch
-        return jax.vmap(train)(carry, hp, seeds)
+        def live(carry: Any) -> Any:
+            carry = jax.lax.cond(fresh.any(), lambda c: jax.vmap(fill)(c, hp, seeds, fresh), lambda c: c, carry)
+            # in lockstep all lanes of a tile that still train have done as many steps, others fewer
+            return jax.vmap(train, in_axes=(0, 0, 0, 0, None))(carry, hp, seeds, limits, carry[1].max())
+
+        def idle(carry: Any) -> Any:
+            shapes = _result_shapes(functions)
+            return carry, jax.tree.map(lambda s: jnp.zeros((len(limits), *s.shape), s.dtype), shapes)
+
+        # the predicates are one for the tile, so these are real branches
+        return jax.lax.cond((fresh | (carry[1] < limits)).any(), live, idle, carry)
 
     return tile
+
+
+def _result_shapes(functions: LaneFunctions) -> Result:
+    """One lane's `Result` as shapes."""
+    number, count = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    return Result(number, count, count, functions.evaluate.out)
 
 
 def _shape(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:

@@ -25,6 +25,7 @@ from vmaptune.task import Hyperparameters, Task
 DEFAULT_STEPS = 1000
 DEFAULT_BATCH_SIZE = 128
 EVALUATION_BATCH = 1024  # validation examples in one forward pass of one lane
+SHARED_ORDER = 0  # the key of the order that lanes share
 MOST_STEPS = 2**31 - 1  # steps are counted in int32
 MOST_EXAMPLES = 2**32  # that `batch_indices` can count, in uint32
 
@@ -45,6 +46,8 @@ class Experiment:
       task: instead of model, optimizer, loss, metrics and data: a `vt.Task`.
       objective: the metric that ranks trials. direction: "minimize" or "maximize".
       batch_size, steps: a fixed number, or the name of a setting in the space.
+      order: "own", each trial draws its batches in an order of its own; "shared", all trials in one order, which
+        trains faster on small models because the lanes of a tile read the same batch.
       trials, rounds: what `run` takes when the person names no other number.
 
     Raises:
@@ -62,6 +65,7 @@ class Experiment:
     direction: str = "minimize"
     batch_size: int | str | None = None
     steps: int | str | None = None
+    order: str = "own"
     trials: int | None = None
     rounds: int | None = None
     name: str = ""
@@ -87,10 +91,17 @@ class Experiment:
                 raise InputError(f"Experiment(): with `task=` leave out {', '.join(extra)}: the task has them")
         if self.direction not in ("minimize", "maximize"):
             raise InputError(f'Experiment(): `direction` must be "minimize" or "maximize", but got {self.direction!r}')
+        if self.order not in ("own", "shared"):
+            raise InputError(f'Experiment(): `order` must be "own" or "shared", but got {self.order!r}')
         if not isinstance(self.objective, str):
             raise InputError(f"Experiment(): `objective` must be the name of a metric, but got {self.objective!r}")
         for part in ("batch_size", "steps") if self.task is None else ("steps",):
             _check_count(part, self._named(part), space)
+        if self.order == "shared" and isinstance(self._named("batch_size"), str):
+            raise InputError(
+                f'Experiment(): order="shared" needs one batch size for all trials, but the setting '
+                f'{self._named("batch_size")!r} gives it; take order="own" or a fixed batch_size'
+            )
         for part in ("trials", "rounds"):
             value = getattr(self, part)
             if value is not None and (not _is_int(value) or value < 1):
@@ -241,6 +252,7 @@ def _build(experiment: Experiment) -> Task:
     experiment._check_sizes()
     train, valid = (jax.tree.map(_on_device, part) for part in (data.train, data.valid))
     n_train, n_valid = data.size("train"), data.size("valid")
+    shared = experiment.order == "shared"
 
     def kind_of(hp: Hyperparameters) -> ModelKind:
         return kind_for(experiment, hp)
@@ -258,22 +270,32 @@ def _build(experiment: Experiment) -> Task:
     def init(hp: Hyperparameters, key: jax.Array) -> Any:
         batch_size = experiment.lane_batch_size(hp)
         first = jax.tree.map(lambda a: a[:batch_size], train)
-        order = jax.random.key_data(jax.random.fold_in(key, 1))
         params, rest = kind_of(hp).init(hp, key, lambda model: _loss(experiment, model, first, hp, key))
         return {
             "params": params,
             "rest": rest,
             "opt": optimizer_of(hp).init(params),
-            "step": jnp.int32(0),
-            "order": order,
-            # carried, so that they are worked out once a step: within a step the compiler would fuse their
-            # arithmetic into the gather and repeat it for each number of a row
-            "rows": batch_indices(order, jnp.int32(0), batch_size, n_train),
+            **({} if shared else first_rows(jax.random.key_data(jax.random.fold_in(key, 1)), batch_size)),
         }
 
-    def step(state: Any, hp: Hyperparameters, key: jax.Array) -> tuple[Any, jax.Array]:
+    def first_rows(order: jax.Array, batch_size: int) -> dict[str, jax.Array]:
+        # The rows of the next batch are carried, so that they are worked out once a step: within a step the
+        # compiler would fuse their arithmetic into the gather and repeat it for each number of a row.
+        rows = batch_indices(order, jnp.int32(0), batch_size, n_train)
+        return {"step": jnp.int32(0), "order": order, "rows": rows}
+
+    def next_rows(state: Any) -> dict[str, jax.Array]:
+        step = state["step"] + 1
+        rows = batch_indices(state["order"], step, len(state["rows"]), n_train)
+        return {"step": step, "order": state["order"], "rows": rows}
+
+    def shared_rows(batch_size: int, step: jax.Array) -> jax.Array:
+        return batch_indices(jax.random.key_data(jax.random.key(SHARED_ORDER)), step, batch_size, n_train)
+
+    def step(state: Any, hp: Hyperparameters, key: jax.Array, rows: Any = None) -> tuple[Any, jax.Array]:
         kind, optimizer = kind_of(hp), optimizer_of(hp)
-        batch = jax.tree.map(lambda a: a[state["rows"]], train)
+        rows = state["rows"] if rows is None else rows
+        batch = jax.tree.map(lambda a: a[rows], train)
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             model = kind.bind(hp, params, state["rest"], key, train=True)
@@ -286,21 +308,14 @@ def _build(experiment: Experiment) -> Task:
             grads, state["opt"], state["params"],
             value=loss, grad=grads, value_fn=lambda params: loss_fn(params)[0],
         )  # fmt: skip
-        after = state["step"] + 1
-        state = {
-            "params": optax.apply_updates(state["params"], updates),
-            "rest": rest,
-            "opt": opt,
-            "step": after,
-            "order": state["order"],
-            "rows": batch_indices(state["order"], after, experiment.lane_batch_size(hp), n_train),
-        }
-        return state, loss
+        params = optax.apply_updates(state["params"], updates)
+        return {"params": params, "rest": rest, "opt": opt, **({} if shared else next_rows(state))}, loss
 
     def evaluate(state: Any, hp: Hyperparameters) -> dict[str, jax.Array]:
         return metrics_on(experiment, kind_of(hp), state, hp, valid, n_valid)
 
-    return Task(init=init, step=step, evaluate=evaluate, has_loss=True)
+    shared_part = (lambda step: shared_rows(experiment.lane_batch_size({}), step)) if shared else None
+    return Task(init=init, step=step, evaluate=evaluate, has_loss=True, shared=shared_part)
 
 
 def metrics_on(experiment: Experiment, kind: Any, state: Any, hp: Hyperparameters, part: Any, n: int) -> dict:

@@ -108,7 +108,7 @@ def trace_failure(
         hp = Hyperparameters({name: arrays.get(name, value) for name, value in values.items()})
         key = jax.random.key(seed)
         state = task.init(hp, key)
-        out = task.step(state, hp, key)
+        out = task.step(state, hp, key, *((task.shared(jnp.int32(0)),) if task.shared else ()))
         return state, out, checked_metrics(task.evaluate(state, hp), experiment.objective)
 
     try:

@@ -28,6 +28,7 @@ class Group:
     number: int
     static: tuple[tuple[str, Any], ...]
     functions: LaneFunctions
+    steps: int  # of each trial
     plan: Plan
     _program: Program | None = None
     evaluate_seconds: float = 0.0  # of one call
@@ -91,7 +92,7 @@ class Groups:
         self.counts.tell()
         started = time.perf_counter()
         with ThreadPoolExecutor(2) as pool:
-            programs = pool.map(lambda g: Program(g.functions, self.traced, g.plan, self._shared), new)
+            programs = pool.map(self._compile, new)
             for group, program in zip(new, programs, strict=True):
                 group._program = program
         self.counts.seconds["compile"] += time.perf_counter() - started
@@ -106,17 +107,19 @@ class Groups:
                 )  # fmt: skip
         self.counts.phase = phase
 
+    def _compile(self, group: Group) -> Program:
+        uneven = group.steps % group.plan.every != 0
+        return Program(group.functions, self.traced, group.plan, self._shared, uneven=uneven)
+
     def _trace(self, static: tuple, trials: Sequence[Mapping[str, Any]]) -> Group:
         try:
             functions = LaneFunctions(self.task, dict(static), self.traced)
         except Exception as error:
             raise_as_input_error(error, self.file, dict(trials[0]))
             raise
-        plan = default_plan(
-            functions.costs(), steps=self.experiment.total_steps(trials[0]), trials=len(trials),
-            pinned=dict(self.options.plan),
-        )  # fmt: skip
-        group = Group(len(self._groups), static, functions, plan)
+        steps = self.experiment.total_steps(trials[0])
+        plan = default_plan(functions.costs(), steps=steps, trials=len(trials), pinned=dict(self.options.plan))
+        group = Group(len(self._groups), static, functions, steps, plan)
         self._groups[static] = group
         return group
 
@@ -125,9 +128,10 @@ def _evaluate_seconds(program: Program) -> float:
     """The time of one evaluation of a call's lanes: a segment of no steps."""
     hp = {n: program.put(np.zeros(program.plan.width, s.dtype)) for n, s in program.traced.items()}
     seeds = program.put(np.zeros(program.plan.width, np.uint32))
-    state, result = program.run(program.empty(), hp, seeds, np.ones(program.plan.width, bool), 0)
+    limits = program.put(np.ones(program.plan.width, np.int32))
+    state, result = program.run(program.empty(), hp, seeds, np.ones(program.plan.width, bool), limits, 0)
     jax.block_until_ready(result)
     started = time.perf_counter()
-    state, result = program.run(state, hp, seeds, None, 0)
+    state, result = program.run(state, hp, seeds, None, limits, 0)
     jax.block_until_ready(result)
     return time.perf_counter() - started
