@@ -21,11 +21,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,11 @@ class Worker:
             stderr=None if self.options["verbose"] else subprocess.DEVNULL, text=True,
             env={**os.environ, **self.environment, **environment},
         )  # fmt: skip
+        before = moment(self.process.pid)
         ready = self._reply()
         self.about = {"startup_s": time.perf_counter() - started, "versions": ready.get("versions", {})}
         self.about |= self.ask("prepare")
+        self.about["foreign_at_start"] = foreign_share(before, moment(self.process.pid))
 
     def ask(self, command: str) -> Row:
         """Sends a command and waits for its answer; {} where the peer has failed, which is noted."""
@@ -210,32 +213,52 @@ def best_worker(work: str, method: str, args: argparse.Namespace) -> Worker:
     return best
 
 
-def measure_work(work: str, methods: Sequence[str], args: argparse.Namespace) -> list[Row]:
-    """All methods on one workload: prepared one after another, timed in turns."""
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    workers: dict[str, Worker] = {}
-    try:
-        for method in methods:
+def prepared(work: str, methods: Sequence[str], args: argparse.Namespace) -> list[Worker]:
+    """A worker for each method that this workload has, compiled and warm."""
+    workers = []
+    for method in methods:
+        if WORKS[work].kind in METHODS[method].kinds:
             started = time.perf_counter()
-            workers[method] = worker = best_worker(work, method, args)
-            say(f"{work} {method}: {worker.note or 'ready'} after {time.perf_counter() - started:.1f} s")
-        wanted = {method: 2 if METHODS[method].slow else args.repeats for method in workers}
-        for _ in range(2 * args.repeats):
-            for method, worker in workers.items():
-                if len(worker.clean()) < wanted[method] and len(worker.times) < 2 * wanted[method]:
-                    worker.measure()
-        for method, worker in workers.items():
-            if METHODS[method].evaluates and not args.no_evaluation:
-                each = [worker.ask("evaluate") for _ in range(3)]
-                if worker.note is None:
-                    worker.about["us_per_evaluation"] = sorted(e["seconds"] / e["models"] * 1e6 for e in each)[1]
-        return [worker.row() for worker in workers.values()]
-    finally:
-        for worker in workers.values():
-            worker.quit()
+            workers.append(best_worker(work, method, args))
+            seconds = time.perf_counter() - started
+            print(f"{work} {method}: {workers[-1].note or 'ready'} after {seconds:.1f} s", file=sys.stderr, flush=True)
+    return workers
+
+
+def timed(workers: Sequence[Worker], args: argparse.Namespace) -> list[Row]:
+    """The rows of one workload: its workers, timed in turns."""
+    began = time.perf_counter()
+    for _ in range(2 * args.repeats):
+        if args.limit and time.perf_counter() - began > args.limit:
+            break
+        for worker in workers:  # in turns, so that a slow moment meets all of them
+            wanted = 2 if METHODS[worker.method].slow else args.repeats
+            if len(worker.clean()) < wanted and len(worker.times) < 2 * wanted:
+                worker.measure()
+    for worker in workers:
+        if METHODS[worker.method].evaluates and not args.no_evaluation:
+            each = [worker.ask("evaluate") for _ in range(3)]
+            if worker.note is None:
+                worker.about["us_per_evaluation"] = statistics.median(e["seconds"] / e["models"] * 1e6 for e in each)
+    return with_ratios([worker.row() for worker in workers])
+
+
+def run(works: Sequence[str], methods: Sequence[str], args: argparse.Namespace) -> Iterator[list[Row]]:
+    """The rows of each workload, one after another. With `--wait-for`, all are prepared before any is timed."""
+    if args.wait_for:
+        all_workers = [prepared(work, methods, args) for work in works]
+        print(f"prepared; waiting for {args.wait_for}", file=sys.stderr, flush=True)
+        while not Path(args.wait_for).exists():
+            time.sleep(0.2)
+    else:
+        all_workers = [[] for _ in works]
+    for work, workers in zip(works, all_workers, strict=True):
+        try:
+            workers = workers or prepared(work, methods, args)
+            yield timed(workers, args)
+        finally:
+            for worker in workers:
+                worker.quit()
 
 
 def machine_and_versions(device: str) -> tuple[Row, Row]:
@@ -268,6 +291,9 @@ def main() -> int:
     parser.add_argument("--methods", default="", help=f"of {','.join(METHODS)}; default: all")
     parser.add_argument("--repeats", type=int, help="interleaved repeats; default: 7, with --quick 3")
     parser.add_argument("--seconds", type=float, help="of one repeat, about; default: 1, with --quick 0.3")
+    parser.add_argument("--wait-for", metavar="FILE", help="prepare everything, then wait until FILE exists: the time "
+                        "to let the machine become quiet")  # fmt: skip
+    parser.add_argument("--limit", type=float, help="seconds of a workload after which no further repeats start")
     parser.add_argument("--plan", default="", help="pin vmaptune's plan, as `vmaptune run --plan` does")
     parser.add_argument("--all-settings", action="store_true", help="try settings that have never been the fastest too")
     parser.add_argument("--no-evaluation", action="store_true", help="do not time evaluations")
@@ -281,24 +307,24 @@ def main() -> int:
     machine, versions = machine_and_versions(args.device)
     print(f"throughput · {machine['processor']}, {machine['cores']} cores, {machine['device']} · "
           + ", ".join(f"{k} {v}" for k, v in versions.items()), flush=True)  # fmt: skip
-    rows: list[Row] = []
     cache = tempfile.TemporaryDirectory()  # empty at first, so that compile times are those of a first run
     args.torch_cache = cache.name
-    for work in works:
-        chosen = [m for m in methods if WORKS[work].kind in METHODS[m].kinds]
-        mine = with_ratios(measure_work(work, chosen, args))
-        print(table(mine), flush=True)
-        rows += mine
     file = Path(args.json) if args.json else None
+    rows: list[Row] = []
     if file and args.append and file.exists():
-        rows = merged(json.loads(file.read_text(encoding="utf-8"))["rows"], rows)
-    for row in rows:
-        versions |= row.pop("versions", {})
-    judged = bars(rows, args.device)
+        before = json.loads(file.read_text(encoding="utf-8"))
+        rows, versions = before["rows"], before["versions"] | versions
+    judged: list[Row] = []
+    for mine in run(works, methods, args):
+        print(table(mine), flush=True)
+        for row in mine:
+            versions |= row.pop("versions", {})
+        rows = merged(rows, mine)
+        judged = bars(rows, args.device)
+        if file:  # after each workload, so that nothing is lost when a later one is stopped
+            text = json.dumps({"machine": machine, "versions": versions, "rows": rows, "bars": judged}, indent=1)
+            file.write_text(text + "\n", encoding="utf-8")
     print(verdict(judged))
-    if file:
-        text = json.dumps({"machine": machine, "versions": versions, "rows": rows, "bars": judged}, indent=1)
-        file.write_text(text + "\n", encoding="utf-8")
     return 0 if all(bar["ok"] for bar in judged) else 1
 
 
