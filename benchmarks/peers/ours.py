@@ -54,7 +54,8 @@ def program_of(experiment: vt.Experiment, work: Work, plan: str, every: int) -> 
     traced = lane_arguments(experiment.space, find_statics(experiment, task).traced)
     functions = LaneFunctions(task, {}, traced)
     pinned = {**parse_plan(plan), "every": every}
-    return Program(functions, traced, default_plan(functions.costs(), steps=1000, trials=work.lanes, pinned=pinned))
+    chosen = default_plan(functions.costs(), steps=1000, trials=work.lanes, pinned=pinned)
+    return Program(functions, traced, chosen, uneven=False)  # as a study does whose segments divide its trials' steps
 
 
 def train(program: Program, work: Work, segments: int) -> tuple[float, float]:
