@@ -11,6 +11,8 @@ alone is timed; evaluation, imports and compilation are given apart, the latter 
 same run: own batches per lane against own, all others against one order shared by the lanes. Needs the extra
 `.[bench]`; without a peer its row says "not installed".
 
+On a GPU (`--device gpu`) workloads have more lanes, and other bars; it needs JAX's own CUDA extra.
+
 In the middle of tuning the engine:
 
     python benchmarks/throughput.py --quick --work mlp_32_64 --methods vmaptune,vmaptune_shared,scan,vmap,bound
@@ -35,6 +37,7 @@ from _disturbance import foreign_share, moment
 from throughput_table import Row, bars, merged, row_of, table, verdict, with_ratios
 from works import WORKS
 
+GPU_LANES = {"mlp_32_64": 1024, "mlp_256_128": 4096, "cnn_28_8": 256, "cnn_8_16": 256}
 DISTURBED = 0.05  # a repeat is taken again when others had more of the machine than this
 PEERS = Path(__file__).parent / "peers"
 Candidate = tuple[dict[str, str], dict[str, Any]]  # environment, options
@@ -180,8 +183,9 @@ def best_worker(work: str, method: str, args: argparse.Namespace) -> Worker:
     if args.device == "cpu":
         environment["JAX_PLATFORMS"] = "cpu"
         environment["CUDA_VISIBLE_DEVICES"] = ""
+    lanes = args.lanes or (GPU_LANES.get(work) if args.device == "gpu" else None)
     options = {"seconds": args.seconds, "plan": args.plan, "quick": args.quick, "device": args.device,
-               "verbose": args.verbose}  # fmt: skip
+               "verbose": args.verbose, "lanes": lanes}  # fmt: skip
     candidates = METHODS[method].candidates
     if METHODS[method].script == "packed_torch.py" and not args.all_settings:
         likely = LIKELY.get(work, chunks(64, 4))
@@ -296,6 +300,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, help="seconds of a workload after which no further repeats start")
     parser.add_argument("--plan", default="", help="pin vmaptune's plan, as `vmaptune run --plan` does")
     parser.add_argument("--all-settings", action="store_true", help="try settings that have never been the fastest too")
+    parser.add_argument("--lanes", type=int, help="models at once; default: each workload's own")
     parser.add_argument("--no-evaluation", action="store_true", help="do not time evaluations")
     parser.add_argument("--verbose", action="store_true", help="show what the peers print")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")

@@ -97,10 +97,16 @@ def test_the_bars_are_those_of_the_table_and_say_ok_or_miss():
     assert [line.split()[0] for line in printed] == ["ok", "MISS", "ok", "ok", "ok", "MISS", "MISS"]
 
 
-def test_the_bars_of_two_cpu_cores_are_not_asked_of_another_device():
-    rows = t.with_ratios([timed("mlp_32_64", "vmaptune_shared", 13.0), timed("mlp_32_64", "loop", 13.0)])
-    assert len(t.bars(rows)) == 1
-    assert t.bars(rows, "gpu") == []
+def test_a_gpu_has_bars_of_its_own():
+    rows = t.with_ratios(
+        [timed("mlp_32_64", "vmaptune_shared", 1.0), timed("mlp_32_64", "loop", 1.0), timed("mlp_32_64", "scan", 199.0)]
+    )
+    assert [(bar["bar"], bar["ok"]) for bar in t.bars(rows)] == [
+        ("faster than loop", False),
+        ("faster than scan", True),
+    ]
+    assert [(bar["target"], bar["ok"]) for bar in t.bars(rows, "gpu")] == [(200, False)]
+    assert t.bars(rows, "tpu") == []
 
 
 def test_rows_measured_again_replace_the_old_ones_with_their_own_ratio():

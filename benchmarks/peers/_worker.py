@@ -7,6 +7,7 @@ neither its imports nor its thread pools touch another one's, and repeats of all
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -43,6 +44,8 @@ def serve(make: Any, packages: tuple[str, ...]) -> None:
     """Answers commands from standard input until `quit`; `make(work, method, options)` builds the peer."""
     peer = None
     work, method, options = WORKS[sys.argv[1]], sys.argv[2], json.loads(sys.argv[3])
+    if options.get("lanes"):
+        work = dataclasses.replace(work, lanes=options["lanes"])
     try:
         peer = make(work, method, options)
         reply(versions={name: importlib.metadata.version(name) for name in packages})
