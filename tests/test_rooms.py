@@ -18,7 +18,7 @@ ROOMS = {
     "search": {"errors", "space"},
     "store": {"errors"},
     "rewrite": set(),
-    "experiment": {"errors", "space", "task", "rewrite"},
+    "experiment": {"errors", "space", "task", "rewrite", "nn"},
     "engine": {"errors", "task"},
     "study": {"errors", "space", "task", "experiment", "engine", "search", "store"},
     "view": {"errors", "space", "search", "store"},

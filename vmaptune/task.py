@@ -60,7 +60,12 @@ class Hyperparameters(Mapping):
         return "hp(" + ", ".join(f"{name}={value!r}" for name, value in self._values.items()) + ")"
 
     def tree_flatten(self):
-        traced = {n: v for n, v in self._values.items() if isinstance(v, (jax.Array, np.ndarray, np.generic))}
+        arrays = (jax.Array, np.ndarray, np.generic)
+        traced = {
+            n: v
+            for n, v in self._values.items()
+            if isinstance(v, arrays) or getattr(type(v), "is_traced_setting", False)
+        }  # fmt: skip
         static = tuple((n, v) for n, v in self._values.items() if n not in traced)
         return tuple(traced.values()), (tuple(self._values), tuple(traced), static, tuple(self._limits.items()))
 

@@ -26,11 +26,23 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument(
         "--keep", type=float, metavar="FRACTION", help="share of a round that seeds the next (default 0.15)"
     )
-    command.add_argument("--method", help="how a round is drawn: sobol (default), random, halton, grid")
+    command.add_argument("--method", help="how a round is drawn: sobol (default), random, halton, grid; or pbt")
     command.add_argument(
         "--expand", action="store_true", help="let the zoom leave the first space where the best lean on it"
     )
     command.add_argument("--lanes", type=int, metavar="L", help="most lanes alive at once (default: all)")
+    command.add_argument(
+        "--stopping", metavar="RULE", help="stop trials early and refill their lanes: none (default), asha, median"
+    )
+    command.add_argument(
+        "--halving", metavar="NUMBERS", help="the rule's numbers, e.g. eta=3,min_steps=100; alone it means asha"
+    )
+    command.add_argument("--repeats", type=int, metavar="K", help="seeds of each setting in the search (default 1)")
+    command.add_argument("--rank", metavar="BY", help="how repeats are ranked: mean (default), median, lower")
+    command.add_argument("--ensemble", type=int, metavar="M", help="pick an ensemble of up to M finalists' models")
+    command.add_argument(
+        "--structure", metavar="HOW", help="settings of masked layers: auto (default, by measured time), groups, masks"
+    )
     command.add_argument("--quiet", action="store_true", help="no live view")
     command.add_argument("--json", action="store_true", help="print one JSON object last")
     command.add_argument("--no-report", action="store_true", help="don't write DIR/report.html")
@@ -68,7 +80,9 @@ def _run(args: argparse.Namespace) -> int:
         study = run(
             args.experiment, trials=args.trials, rounds=args.rounds, steps=args.steps, seed=args.seed,
             out=args.out, keep=args.keep, method=args.method, changes=changes, expand=args.expand,
-            plan=args.plan, lanes=args.lanes, listener=view, report=not args.no_report,
+            plan=args.plan, lanes=args.lanes, stopping=args.stopping, halving=args.halving,
+            repeats=args.repeats, rank=args.rank, ensemble=args.ensemble, structure=args.structure,
+            listener=view, report=not args.no_report,
         )  # fmt: skip
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -73,14 +73,24 @@ class Alone:
         measured = jax.device_get(self._evaluate(self.functions.evaluate.consts, state, dict(settings)))
         return {name: float(value) for name, value in measured.items()}
 
-    def train(self, stops: Sequence[int], *, nudge: float = 0.0, draw: int = 0) -> list[Point]:
+    def train(
+        self,
+        stops: Sequence[int],
+        *,
+        nudge: float = 0.0,
+        draw: int = 0,
+        then: Sequence[tuple[int, Mapping[str, Any], int]] = (),
+    ) -> list[Point]:
         """Trains from the start and measures at each of `stops` (steps).
+
+        `then` says from which steps on it has other settings and another seed: (step, settings, seed), in order.
 
         `nudge` multiplies every floating-point number of the initial state by its own `1 ± nudge`, the signs
         drawn from `draw`: with one of the size of rounding errors, how far the curve moves tells whether
         rounding decides it there.
         """
         functions = self.functions
+        settings, seed, changes = self.settings, self.seed, list(then)
         state = self.start()
         if nudge:
             state = _nudged(state, nudge, np.random.default_rng(draw))
@@ -88,13 +98,17 @@ class Alone:
         for stop in stops:
             losses = []
             while done < stop:
-                state, loss = self._step(functions.step.consts, state, self.settings, self.seed, np.int32(done))
+                while changes and changes[0][0] == done:
+                    _, changed, number = changes.pop(0)
+                    settings = self.arrays(changed)
+                    seed = jnp.uint32(number)
+                state, loss = self._step(functions.step.consts, state, settings, seed, np.int32(done))
                 done += 1
                 losses.append(loss)
             values = np.asarray(jax.device_get(losses), np.float32)
             if functions.has_loss and bad is None and not np.isfinite(values).all():
                 bad = done - len(values) + int(np.argmax(~np.isfinite(values))) + 1
-            measured = jax.device_get(self._evaluate(functions.evaluate.consts, state, self.settings))
+            measured = jax.device_get(self._evaluate(functions.evaluate.consts, state, settings))
             mean = float(np.sum(values, dtype=np.float32) / np.float32(len(values)))
             points.append(Point(-1, done, mean, {n: float(v) for n, v in measured.items()}, bad))
         return points

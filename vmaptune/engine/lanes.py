@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vmaptune.engine.gather import Gather
 from vmaptune.engine.program import NEVER, Program, Result
 
 
@@ -64,6 +65,7 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class _Pending:
+    chunk: _Chunk
     owners: list[tuple[int, Job, int]]  # (lane, its job, steps done after the segment)
     result: Result
 
@@ -73,7 +75,11 @@ class Lanes:
 
     `submit` puts jobs into the queue, `advance` dispatches one call and reads the results of an earlier one,
     until it returns False. The order of calls, and of the points that they bring, depends on the jobs, on
-    `capacity` and on the answers of `on_points` alone.
+    `capacity` and on the answers of `on_points` and `on_hungry` alone.
+
+    While jobs wait, or with `prompt`, a call's points are read before its lanes go on, so that the lane of a trial
+    that ends early is refilled with no segment lost; the other calls keep the devices busy meanwhile. When none
+    wait, the trials that are left move together into as few calls as hold them.
 
     Args:
       program: the group's compiled segment.
@@ -81,6 +87,8 @@ class Lanes:
       on_points: called with the points of each segment, in the order of the calls, on the host, while the next
         one runs; returns the trials to stop, whose lanes become free. It may submit jobs.
       on_state: called with `(job, state)` for finished jobs with `keep`; numpy arrays of one lane.
+      on_hungry: called when a lane is free and no job waits; it may submit jobs.
+      prompt: whether points are always read before the lanes that they are of go on.
     """
 
     def __init__(
@@ -90,18 +98,28 @@ class Lanes:
         capacity: int,
         on_points: Callable[[list[Point]], Collection[int]],
         on_state: Callable[[Job, Any], None] | None = None,
+        on_hungry: Callable[[], None] | None = None,
+        prompt: bool = False,
     ):
         self.program, self.on_points, self.on_state = program, on_points, on_state
+        self.on_hungry, self.prompt = on_hungry, prompt
         self.capacity = capacity
         self._order = program.plan.filling_order()
         self._queue: deque[Job] = deque()
         self._pending: deque[_Pending] = deque()
         self._chunks: list[_Chunk] = []
+        self._gather: Gather | None = None
         self._turn = 0  # the chunk that is dispatched next
         self.calls = 0
         self.refilled = 0  # times that a lane took in another trial
         self.lane_steps = 0  # steps that the devices spent, idle lanes included
-        self.live_steps = 0  # steps of lanes that held a trial
+        self.live_steps = 0  # steps of trials, up to the step at which one went wrong
+        self.moves = 0  # trials that moved to another call
+
+    @property
+    def free(self) -> int:
+        """Lanes that could take a trial now."""
+        return self.capacity // self.program.plan.width * self.program.plan.width - self.live - len(self._queue)
 
     @property
     def live(self) -> int:
@@ -129,6 +147,14 @@ class Lanes:
         for _ in self._chunks:
             chunk = self._chunks[self._turn]
             self._turn = (self._turn + 1) % len(self._chunks)
+            if self.prompt or self._queue:
+                while any(pending.chunk is chunk for pending in self._pending):
+                    self._read()
+            if not self._queue and len(chunk.live()) < len(chunk.lanes):
+                if self.on_hungry is not None:
+                    self.on_hungry()
+                if not self._queue:
+                    self._move_together()
             fresh = self._fill(chunk)
             if chunk.live():
                 self._dispatch(chunk, fresh)
@@ -146,6 +172,45 @@ class Lanes:
         self.submit(jobs)
         while self.advance():
             pass
+
+    def settle(self) -> None:
+        """Reads every point that is still to come of calls already dispatched."""
+        while self._pending:
+            self._read()
+
+    def segment(self) -> None:
+        """One segment of every trial that is in a lane, and all of its points."""
+        for _ in range(sum(bool(chunk.live()) for chunk in self._chunks) or len(self._chunks)):
+            self.advance()
+        self.settle()
+
+    def copy(self, parents: Mapping[int, int], settings: Mapping[int, Mapping[str, Any]]) -> None:
+        """Trials go on from the states of others, with settings of their own; all of them must be in lanes, and
+        every point must have been read. Keys stay the trial's own.
+
+        Args:
+          parents: trial -> the trial whose state it takes.
+          settings: of each of these trials, the traced ones.
+        """
+        width = self.program.plan.width
+        places = {
+            lane.job.trial: (c, i)
+            for c, chunk in enumerate(self._chunks)
+            for i, lane in enumerate(chunk.lanes)
+            if lane.job is not None
+        }
+        index = np.arange(width * len(self._chunks))
+        for trial, parent in parents.items():
+            (c, i), (d, j) = places[trial], places[parent]
+            index[c * width + i] = d * width + j
+            for name, column in self._chunks[c].hp.items():
+                column[i] = settings[trial][name]
+        if self._gather is None:
+            self._gather = Gather(self.program, len(self._chunks))
+        states = self._gather([chunk.state for chunk in self._chunks], index)
+        for chunk, state in zip(self._chunks, states, strict=True):
+            chunk.state = state
+            self._put_settings(chunk)
 
     def _chunk(self) -> _Chunk:
         width = self.program.plan.width
@@ -177,13 +242,16 @@ class Lanes:
             _settle_idle_lanes(chunk, fresh, range(len(chunk.lanes)))
         elif self.program.functions.lockstep:
             _settle_idle_lanes(chunk, fresh, self._lanes_of(_tiles_of(fresh, self.program.plan.lanes)))
+        self._put_settings(chunk)
+        return fresh
+
+    def _put_settings(self, chunk: _Chunk) -> None:
         put = self.program.put
         # copies: on a CPU device_put may share the host's memory, which the next fill writes to
         chunk.on_device = (
             {name: put(column.copy()) for name, column in chunk.hp.items()},
             put(np.array(chunk.seeds, copy=True)),
         )
-        return fresh
 
     def _closed_tiles(self, chunk: _Chunk) -> set[int]:
         """Tiles that nobody may enter: in lockstep, those in which somebody still trains."""
@@ -224,11 +292,42 @@ class Lanes:
                 if lane.job.keep and self.on_state is not None:
                     finished.append((i, lane.job))
                 lane.job = None
-        self._pending.append(_Pending(owners, result))
+        self._pending.append(_Pending(chunk, owners, result))
         if finished:  # before the next segment takes the buffers
             host = jax.device_get(chunk.state[0])
             for i, job in finished:
                 self.on_state(job, jax.tree.map(lambda a, i=i: np.array(a[i]), host))  # type: ignore[misc]
+
+    def _move_together(self) -> None:
+        """Moves the trials that are left into as few calls as hold them. Their bits do not change."""
+        width = self.program.plan.width
+        if self.program.functions.lockstep:  # a tile's lanes enter and leave together
+            return
+        if -(-self.live // width) >= sum(bool(chunk.live()) for chunk in self._chunks):
+            return
+        while self._pending:
+            self._read()
+        live = sorted((chunk for chunk in self._chunks if chunk.live()), key=lambda chunk: -len(chunk.live()))
+        needed = -(-self.live // width)
+        moved = [(chunk, i) for chunk in live[needed:] for i, lane in enumerate(chunk.lanes) if lane.job is not None]
+        free = [(chunk, i) for chunk in live[:needed] for i, lane in enumerate(chunk.lanes) if lane.job is None]
+        states = {id(chunk): jax.tree.map(np.array, jax.device_get(chunk.state)) for chunk in live}
+        for (source, i), (target, j) in zip(moved, free, strict=False):
+            old, new = states[id(source)], states[id(target)]
+            jax.tree.map(lambda a, b, i=i, j=j: b.__setitem__(j, a[i]), old, new)
+            source.lanes[i], target.lanes[j] = target.lanes[j], source.lanes[i]
+            assert source.seeds is not None
+            assert target.seeds is not None
+            target.seeds[j] = source.seeds[i]
+            for name, column in target.hp.items():
+                column[j] = source.hp[name][i]
+            self.moves += 1
+        for chunk in live[:needed]:
+            chunk.state = jax.tree.map(self.program.put, states[id(chunk)])
+            chunk.limits = None
+            self._put_settings(chunk)
+        for chunk in live[needed:]:
+            chunk.state = chunk.limits = None
 
     def _read(self) -> None:
         pending = self._pending.popleft()
@@ -238,6 +337,8 @@ class Lanes:
             bad = int(result.bad[i])
             metrics = {name: float(values[i]) for name, values in result.metrics.items()}
             points.append(Point(job.trial, done, float(result.loss[i]), metrics, None if bad == NEVER else bad))
+            if bad != NEVER:
+                self.live_steps -= done - bad
         stop = self.on_points(points)
         if not stop:
             return

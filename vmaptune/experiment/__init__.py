@@ -7,6 +7,7 @@ from vmaptune.experiment._experiment import (
     bind_model,
     checked_metrics,
     kind_for,
+    lane_settings,
     metrics_on,
 )
 from vmaptune.experiment._load import LoadedExperiment, load_experiment
@@ -14,5 +15,5 @@ from vmaptune.experiment._tracing import Statics, find_statics, lane_arguments, 
 
 __all__ = [
     "MOST_STEPS", "Data", "Experiment", "LoadedExperiment", "Statics", "bind_model", "checked_metrics", "find_statics",
-    "kind_for", "lane_arguments", "load_experiment", "metrics_on", "raise_as_input_error",
+    "kind_for", "lane_arguments", "lane_settings", "load_experiment", "metrics_on", "raise_as_input_error",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from vmaptune.experiment._data import Data
 from vmaptune.experiment._models import ModelKind, model_kind
 from vmaptune.experiment._order import batch_indices
 from vmaptune.experiment._places import at, described, kind, place_in
+from vmaptune.experiment._structure import limits_of, structured, with_structure
 from vmaptune.rewrite import with_fast_convolutions
 from vmaptune.space import Space
 from vmaptune.task import Hyperparameters, Task
@@ -43,6 +44,8 @@ class Experiment:
       metrics: `(model, batch[, hp]) -> dict` of scalars, each a mean over the batch's examples; nnx models
         are in evaluation mode. Without it the loss itself is measured, as `loss`.
       data: `() -> vt.Data`, or a `vt.Data`.
+      predict: `(model, x) -> array`, what an ensemble averages: what `metrics` gets by calling the model. Without
+        it the model is called on `x`, the first array of a batch.
       task: instead of model, optimizer, loss, metrics and data: a `vt.Task`.
       objective: the metric that ranks trials. direction: "minimize" or "maximize".
       batch_size, steps: a fixed number, or the name of a setting in the space.
@@ -60,6 +63,7 @@ class Experiment:
     loss: Callable[..., Any] | None = None
     metrics: Callable[..., Any] | None = None
     data: Callable[[], Data] | Data | None = None
+    predict: Callable[..., Any] | None = None
     task: Task | None = None
     objective: str = "loss"
     direction: str = "minimize"
@@ -170,7 +174,8 @@ class Experiment:
 
     def build(self) -> Task:
         """The experiment as three functions of one lane."""
-        return self.task if self.task is not None else _build(self)
+        assert isinstance(self.space, Space)
+        return with_structure(self.task if self.task is not None else _build(self), limits_of(self.space))
 
 
 def _is_int(value: Any) -> bool:
@@ -365,6 +370,12 @@ def checked_metrics(metrics: Any, objective: str, at: str = "") -> dict[str, jax
             )
         checked[str(name)] = array.astype(jnp.float32)
     return checked
+
+
+def lane_settings(experiment: Experiment, values: Mapping[str, Any]) -> Hyperparameters:
+    """Static and traced settings of one lane as the experiment's functions receive them."""
+    assert isinstance(experiment.space, Space)
+    return structured(Hyperparameters({n: values[n] for n in experiment.space}), limits_of(experiment.space))
 
 
 def bind_model(experiment: Experiment, hp: Hyperparameters, params: Any, rest: Any) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 from vmaptune.errors import InputError
 from vmaptune.experiment._experiment import Experiment, checked_metrics
 from vmaptune.experiment._places import described, frames_of, place_in, settings_text
+from vmaptune.nn import noted
 from vmaptune.space import Space
 from vmaptune.task import Hyperparameters, Task
 
@@ -44,6 +45,7 @@ class Statics:
 
     static: tuple[str, ...]  # plain Python values; trials are grouped by them
     traced: tuple[str, ...]  # scalars, a value per lane
+    structure: tuple[str, ...] = ()  # of these, the ones that masked layers read: they could be static as well
 
     def group_of(self, params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
         """The static settings of a trial: trials that agree in them share one program."""
@@ -51,8 +53,9 @@ class Statics:
 
 
 def lane_arguments(space: Space, names: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-    """One lane's traced settings as shapes: float32 or int32 scalars."""
-    return {name: jax.ShapeDtypeStruct((), jnp.int32 if space[name].is_integer else jnp.float32) for name in names}
+    """One lane's traced settings as shapes: float32 or int32 scalars; of a choice, the position of its option."""
+    whole = {name: space[name].is_integer or not space[name].numeric for name in names}
+    return {name: jax.ShapeDtypeStruct((), jnp.int32 if whole[name] else jnp.float32) for name in names}
 
 
 def find_statics(experiment: Experiment, task: Task | None = None, file: str | None = None) -> Statics:
@@ -74,7 +77,7 @@ def find_statics(experiment: Experiment, task: Task | None = None, file: str | N
     traced = tuple(n for n, d in space.items() if d.numeric and not d.static)
     continuous = tuple(n for n in traced if space[n].n_values is None)
     if failure(traced) is None:
-        return Statics(tuple(n for n in space if n not in traced), traced)
+        return _settled(experiment, task, first, traced)
 
     wrong = failure(())
     if wrong is not None:
@@ -94,7 +97,24 @@ def find_statics(experiment: Experiment, task: Task | None = None, file: str | N
     together = failure(traced)
     if together is not None:
         raise_as_input_error(together, file, first)
-    return Statics(tuple(n for n in space if n not in traced), traced)
+    return _settled(experiment, task, first, traced)
+
+
+def _settled(experiment: Experiment, task: Task, first: Mapping[str, Any], traced: tuple[str, ...]) -> Statics:
+    """With the choices that `vt.nn.select` alone reads traced too; and which settings masked layers read."""
+    space = experiment.space
+    assert isinstance(space, Space)
+    for name, d in space.items():
+        # `hp.norm is None` and `hp.nesterov is True` would be False of a traced choice, and nobody would know
+        silent = any(v is None or isinstance(v, bool) for v in d.values() or ())
+        if d.numeric or d.static or silent or (d.n_values or 0) < 2:
+            continue
+        if trace_failure(experiment, task, first, (*traced, name)) is None:
+            traced = (*traced, name)
+    with noted() as structure:
+        trace_failure(experiment, task, first, traced)
+    traced = tuple(n for n in space if n in traced)
+    return Statics(tuple(n for n in space if n not in traced), traced, tuple(n for n in traced if n in structure))
 
 
 def trace_failure(

@@ -7,15 +7,16 @@ one program for all widths.
 
 from vmaptune.nn._batch import batch_mean
 from vmaptune.nn._blocks import Blocks
-from vmaptune.nn._choice import activation, select
+from vmaptune.nn._choice import Chosen, activation, select
 from vmaptune.nn._dropout import Dropout, LinenDropout
 from vmaptune.nn._layers import BatchNorm, Conv, LayerNorm, Linear, RMSNorm
 from vmaptune.nn._linen import LinenBatchNorm, LinenConv, LinenDense, LinenLayerNorm
-from vmaptune.nn._sizes import Size, size
+from vmaptune.nn._sizes import Size, noted, size
 
 __all__ = [
     "BatchNorm",
     "Blocks",
+    "Chosen",
     "Conv",
     "Dropout",
     "LayerNorm",
@@ -29,6 +30,7 @@ __all__ = [
     "Size",
     "activation",
     "batch_mean",
+    "noted",
     "select",
     "size",
 ]  # fmt: skip

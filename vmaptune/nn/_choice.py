@@ -9,9 +9,36 @@ import jax
 import jax.numpy as jnp
 
 from vmaptune.errors import InputError
+from vmaptune.nn._sizes import note
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "elu", "selu", "celu", "softplus", "sigmoid", "leaky_relu", "relu6",
                "hard_tanh", "mish", "identity")  # fmt: skip
+
+
+@jax.tree_util.register_pytree_node_class
+class Chosen:
+    """A traced choice: the position of a lane's option. Only `select` reads it."""
+
+    is_traced_setting = True
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        return (self.position,), self.options
+
+    @classmethod
+    def tree_unflatten(cls, options: Any, children: Any) -> Chosen:
+        return cls(children[0], options)
+
+    def __init__(self, position: jax.Array, options: tuple[Any, ...]):
+        self.position, self.options = position, options
+
+    def _refuse(self, *_: Any) -> Any:
+        raise TypeError("a traced choice has no value of its own: use vt.nn.select or vt.nn.activation")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __hash__ = __str__ = __len__ = _refuse
+    __iter__ = __getitem__ = __format__ = __call__ = _refuse
+
+    def __repr__(self) -> str:
+        return f"<one of {', '.join(map(repr, self.options))}>"
 
 
 def select(hp: Mapping[str, Any], name: str, functions: Mapping[Any, Callable[..., Any]]) -> Callable[..., Any]:
@@ -24,18 +51,16 @@ def select(hp: Mapping[str, Any], name: str, functions: Mapping[Any, Callable[..
       InputError: an option without a function.
     """
     value = hp[name]
-    if not isinstance(value, jax.Array):
+    if not isinstance(value, Chosen):
         return _function(functions, value, name)
-    options = getattr(hp, "_limits", {}).get(name)
-    if not isinstance(options, tuple):
-        raise InputError(f"vt.nn.select: the options of the traced setting {name!r} are not known; let it be static")
-    chosen = [_function(functions, option, name) for option in options]
+    note(name)
+    chosen = [_function(functions, option, name) for option in value.options]
 
     def selected(*args: Any, **kwargs: Any) -> Any:
         out = chosen[0](*args, **kwargs)
         for i, function in enumerate(chosen[1:], 1):
             other = function(*args, **kwargs)
-            out = jax.tree.map(lambda a, b, i=i: jnp.where(value == i, b, a), out, other)
+            out = jax.tree.map(lambda a, b, i=i: jnp.where(value.position == i, b, a), out, other)
         return out
 
     return selected

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +71,7 @@ def size(hp: Mapping[str, Any], name: str, most: int | None = None) -> Size:
     value = hp[name]
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return Size(int(value), int(value) if value else 1)
+    note(name)
     limit = getattr(hp, "_limits", {}).get(name)
     if most is None and isinstance(limit, tuple):
         limit = max(limit)
@@ -79,6 +82,27 @@ def size(hp: Mapping[str, Any], name: str, most: int | None = None) -> Size:
             f"that it can have"
         )
     return Size(value, int(most))
+
+
+_notes: ContextVar[set[str] | None] = ContextVar("notes", default=None)
+
+
+def note(name: str) -> None:
+    """Takes down that a masked layer has read a traced setting."""
+    notes = _notes.get()
+    if notes is not None:
+        notes.add(name)
+
+
+@contextmanager
+def noted() -> Iterator[set[str]]:
+    """The traced settings that masked layers read meanwhile: those that could be static as well."""
+    found: set[str] = set()
+    token = _notes.set(found)
+    try:
+        yield found
+    finally:
+        _notes.reset(token)
 
 
 def as_size(value: Any) -> Size:

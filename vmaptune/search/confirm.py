@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from vmaptune.errors import InputError
 from vmaptune.search.zoom import Scored, best
 
 CONFIRM_SHARE = 8  # one in eight trainings confirms
+RANKS = ("mean", "median", "lower")
 LEAST_TO_CONFIRM = 16  # with fewer trials in all, all of them search
 
 
@@ -82,6 +83,22 @@ def rank(groups: Mapping[int, Sequence[float]]) -> list[Confirmed]:
         mean = float(np.mean(finite)) if finite else math.nan
         ranked.append(Confirmed(trial, mean, std, len(values), len(values) - len(finite)))
     return sorted(ranked, key=lambda c: (c.infeasible > 0, c.infeasible, _last(c.mean), c.trial))
+
+
+def repeated(repeats: Sequence[Scored], by: str = "mean") -> Scored:
+    """A setting's repeats as one: of those that were stopped early, at the earliest rung that one was stopped at.
+
+    `by` says how values become one: their mean, their median, or `lower`, a lower bound of how good the setting is:
+    the mean plus its standard error. A setting of which one repeat is not finite is not finite.
+    """
+    rung = min(s.rung for s in repeats)
+    values = [s.value for s in repeats if s.rung == rung]
+    if not all(math.isfinite(s.value) for s in repeats):
+        return replace(repeats[0], value=math.nan, rung=rung)
+    value = float(np.median(values) if by == "median" else np.mean(values))
+    if by == "lower" and len(values) > 1:
+        value += float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return replace(repeats[0], value=value, rung=rung)
 
 
 def _last(value: float) -> float:

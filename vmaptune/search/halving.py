@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right, insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -159,28 +159,50 @@ class HalvingRule:
 
     def report(self, trial: int, step: int, value: float) -> bool:
         """Records a trial's value after `step` steps; True means: stop it."""
+        return self.report_all([(trial, step, value)])[0]
+
+    def report_all(self, reports: Sequence[Report]) -> list[bool]:
+        """Records what a segment says of several trials, each once, then decides on each: so the trials of one
+        segment are judged by one another too, in whatever order they come."""
+        taken = [self.record(*report) for report in reports]
+        return [self._decide(*report, levels) for report, levels in zip(reports, taken, strict=True)]
+
+    def record(self, trial: int, step: int, value: float) -> list[int]:
+        """Records without a decision: the state that results is the same in whatever order trials are recorded.
+        Returns the rungs that the trial has come to."""
         last = self._last.get(trial, 0)
         if trial in self.stopped or step <= last:
-            return trial in self.stopped
+            return []
         self._last[trial] = step
-        stop = not math.isfinite(value)
-        first, past = bisect_right(self.levels, last), bisect_right(self.levels, step)
-        for level in self.levels[first:past]:
-            values = self.results.setdefault(level, [])
-            insort(values, math.inf if not math.isfinite(value) else value)
+        levels = list(self.levels[bisect_right(self.levels, last) : bisect_right(self.levels, step)])
+        for level in levels:
+            insort(self.results.setdefault(level, []), math.inf if not math.isfinite(value) else value)
             self.reached[trial] = Reached(trial, level, value)
-            if level != self.levels[-1]:
-                stop = stop or value > values[max(1, len(values) // self.eta) - 1]
         if not math.isfinite(value):
             at = self.reached.get(trial, Reached(trial, 0, value))
             self.reached[trial] = Reached(trial, at.rung, value)
-        if stop:
             self.stopped.add(trial)
-        return stop
+        return levels
+
+    def _decide(self, trial: int, step: int, value: float, levels: Sequence[int]) -> bool:
+        for level in levels:
+            values = self.results[level]
+            if level != self.levels[-1] and value > values[max(1, len(values) // self.eta) - 1]:
+                self.stopped.add(trial)
+        return trial in self.stopped
+
+    def threshold(self, level: int) -> float:
+        """The worst value with which a trial goes on from a rung, by what has been recorded there so far."""
+        values = self.results.get(level, [])
+        return values[max(1, len(values) // self.eta) - 1] if values else math.inf
 
     def replay(self, reports: Iterable[Report]) -> list[bool]:
         """Feeds the rule recorded reports; returns its decisions."""
         return [self.report(*report) for report in reports]
+
+    def standing(self, trial: int) -> Reached:
+        """The furthest rung of a trial; rung 0 and NaN for one that has reached none."""
+        return self.reached.get(trial, Reached(trial, 0, math.nan))
 
     def ranking(self) -> list[Reached]:
         """The trials that reached a rung or became infeasible, best first."""
@@ -289,6 +311,11 @@ class MedianRule:
             self.stopped.add(trial)
         return stop
 
+    def standing(self, trial: int) -> Reached:
+        """The last step and value of a trial; rung 0 and NaN for one without a report."""
+        curve = self._curves.get(trial)
+        return Reached(trial, curve.steps[-1], curve.last) if curve else Reached(trial, 0, math.nan)
+
     def replay(self, reports: Iterable[Report]) -> list[bool]:
         """Feeds the rule recorded reports; returns its decisions."""
         return [self.report(*report) for report in reports]
@@ -301,8 +328,10 @@ class _Curve:
     steps: list[int] = field(default_factory=list)
     means: list[float] = field(default_factory=list)
     best: float = math.inf
+    last: float = math.nan
 
     def add(self, step: int, value: float) -> None:
+        self.last = value
         value = value if math.isfinite(value) else math.inf
         mean = self.means[-1] if self.means else 0.0
         n = len(self.means) + 1

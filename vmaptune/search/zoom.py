@@ -26,6 +26,7 @@ class Scored:
     trial: int
     params: dict[str, Any]
     value: float  # lower is better; not finite for an infeasible trial
+    rung: float = math.inf  # the steps at which it was stopped early; only values of one rung are compared
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class Leaning:
 
 
 def best(scored: Sequence[Scored], k: int) -> list[Scored]:
-    """The `k` best, ties by trial id. NaN, +inf and -inf never win."""
+    """The `k` best: by the rung that they reached, then by the value there, ties by trial id. NaN, +inf and -inf
+    never win, and a trial that was stopped early never comes before one that went further."""
     finite = [s for s in scored if math.isfinite(s.value)]
-    return sorted(finite, key=lambda s: (s.value, s.trial))[:k]
+    return sorted(finite, key=lambda s: (-s.rung, s.value, s.trial))[:k]
 
 
 def slice_of(scored: Sequence[Scored], keep: float) -> list[Scored]:

@@ -103,10 +103,12 @@ class Space(Mapping[str, Distribution]):
         return active(self._settings, params)
 
     def lane_values(self, params: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-        """What a lane receives of the traced settings `names`: numbers, the middle of its range for a setting that
-        does not exist, so that code which does not read it computes with a harmless one."""
+        """What a lane receives of the traced settings `names`: numbers, the position for an option that is none, and
+        the middle of its range for a setting that does not exist, so that code which does not read it computes with
+        a harmless one."""
         exists = self.active(params) if self.conditional else {}
-        return {name: params[name] if exists.get(name, True) else self[name].neutral for name in names}
+        found = {name: params[name] if exists.get(name, True) else self[name].neutral for name in names}
+        return {n: v if self[n].numeric else int(self[n].to_scaled([v])[0]) for n, v in found.items()}
 
     def replace(self, **distributions: Any) -> Space:
         """The same space with other distributions for some of its settings."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,14 @@ from vmaptune.experiment import (
     load_experiment,
     raise_as_input_error,
 )
+from vmaptune.search.pbt import Copy, lineage
 from vmaptune.space import Space
+from vmaptune.store.ledger import CurvePoint
 from vmaptune.study._options import Options, options_for
+from vmaptune.study._population import copies_of
 from vmaptune.study._progress import Listener, Silent
 from vmaptune.study._run import StudyRun
+from vmaptune.study._stopping import read_stopping
 from vmaptune.study._study import Study, load
 
 REPLAY_TOLERANCE = 1e-4  # relative, on the loss curve, while rounding does not decide it
@@ -50,6 +54,12 @@ def run(
     expand: bool = False,
     plan: str | None = None,
     lanes: int | None = None,
+    stopping: str | None = None,
+    halving: str | None = None,
+    repeats: int | None = None,
+    rank: str | None = None,
+    ensemble: int | None = None,
+    structure: str | None = None,
     listener: Listener | None = None,
     report: bool = True,
 ) -> Study:
@@ -63,11 +73,22 @@ def run(
       seed: from it and a trial's id come all of the study's random numbers.
       out: the study's directory, `runs/<name>` by default; it must not hold a study yet.
       keep: the share of a round that seeds the next one.
-      method: "sobol" (the default), "random", "halton" or "grid".
+      method: "sobol" (the default), "random", "halton" or "grid"; or "pbt", population-based training: all trials
+        train side by side and the worst take over from the best.
       changes: settings to replace in the space, name -> distribution or value.
       expand: whether a zoom may leave the first space where the best trials lean on its bounds.
       plan: what to pin of the plan, e.g. "devices=2,lanes=16,every=50".
       lanes: the most lanes alive at once; more trials wait in a queue.
+      stopping: how trials are stopped early: "none" (the default), "asha" (asynchronous successive halving) or
+        "median". A stopped trial's lane is refilled with the next one.
+      halving: the numbers of the rule, e.g. "eta=3,min_steps=100"; given alone it means "asha".
+      repeats: how many seeds each setting of the search trains with; all of them count as trials.
+      rank: how a setting's repeats are ranked: by their "mean" (the default), their "median", or "lower", a lower
+        bound of how good it is.
+      structure: how settings that only masked layers read (`vt.nn.size`, `vt.nn.select`) are trained: "masks", one
+        program for all of their values; "groups", a program for each; or "auto" (the default), what is measured to
+        be faster for this study, mixtures of both included.
+      ensemble: picks an ensemble of up to so many of the finalists' models, see `Study.ensemble`.
       listener: told of progress and warnings.
       report: whether report.html is written after the rounds (where Plotly is installed).
 
@@ -84,7 +105,8 @@ def run(
         experiment = experiment.with_changes(space=changed_space(experiment.space, changes))
     options = options_for(
         experiment, trials=trials, rounds=rounds, steps=steps, seed=seed, keep=keep, method=method,
-        expand=expand, plan=parse_plan(plan or ""), lanes=lanes,
+        expand=expand, plan=parse_plan(plan or ""), lanes=lanes, stopping=read_stopping(stopping, halving),
+        repeats=repeats, rank=rank, ensemble=ensemble, structure=structure,
     )  # fmt: skip
     name = source.name if source else experiment.name or "study"
     directory = Path(out) if out is not None else Path("runs") / name
@@ -168,7 +190,7 @@ def check(
     task = experiment.build()
     statics = find_statics(experiment, task, file)
     traced = lane_arguments(space, statics.traced)
-    samples = rows_of(space.sample(options.budget().rounds[0], seed=(options.seed, 0), method=options.method))
+    samples = rows_of(space.sample(options.budget().rounds[0], seed=(options.seed, 0), method=options.design))
     groups: dict[tuple, int] = {}
     for params in samples:
         key = statics.group_of(params)
@@ -217,7 +239,8 @@ class Replay:
 
 
 def replay(study: Study | str | Path, trial: int, experiment: Experiment | None = None) -> Replay:
-    """Trains one trial of a study alone, without vmap, and compares its curve with the ledger's.
+    """Trains one trial of a study alone, without vmap, and compares its curve with the ledger's. Of a population's
+    member it follows the lineage: from whom it took over, and with which settings it went on.
 
     The curve is compared up to where training is chaotic, that is where rounding decides it (a unit of a ReLU
     that is within a rounding error of zero is enough): where any of eight runs of the same trial, each number
@@ -230,7 +253,8 @@ def replay(study: Study | str | Path, trial: int, experiment: Experiment | None 
     started = time.perf_counter()
     study = study if isinstance(study, Study) else load(study)
     row = study.ledger.trial(trial)
-    curve = study.curve(trial)
+    chain = lineage(copies_of(study.ledger.decisions("pbt")), trial)
+    curve = _lineage_curve(study, chain, trial)
     if not curve:
         raise InputError(f"{study.directory}: trial {trial} has no curve yet (it is {row.state}); pick another")
     experiment = study._own_experiment(experiment)
@@ -241,16 +265,19 @@ def replay(study: Study | str | Path, trial: int, experiment: Experiment | None 
     traced = tuple(name for name in study.space if name not in static)
     functions = LaneFunctions(task, {n: row.params[n] for n in static}, lane_arguments(study.space, traced))
     stops = [point.step for point in curve]
-    settings = study.space.lane_values(row.params, traced)
-    trainer = Alone(functions, settings, row.seed)
+    first = study.ledger.trial(chain[0].parent) if chain else row
+    trainer = Alone(functions, study.space.lane_values(first.params, traced), first.seed)
+    then = [
+        (copy.step, study.space.lane_values(copy.params, traced), study.ledger.trial(copy.trial).seed) for copy in chain
+    ]  # fmt: skip
 
     def values(points: list[Point]) -> list[float]:
         objective = experiment.objective
         return [p.loss if task.has_loss else p.metrics[objective] for p in points]
 
-    alone = values(trainer.train(stops))
-    nudged = [values(trainer.train(stops, nudge=NUDGE, draw=draw)) for draw in range(NUDGED_RUNS)]
-    recorded = [p.loss if task.has_loss else p.value for p in curve]
+    alone = values(trainer.train(stops, then=then))
+    nudged = [values(trainer.train(stops, nudge=NUDGE, draw=draw, then=then)) for draw in range(NUDGED_RUNS)]
+    recorded: list[Any] = [p.loss if task.has_loss else p.value for p in curve]
     chaotic_from = None
     largest, compared = 0.0, 0
     for i, (stop, was, now) in enumerate(zip(stops, recorded, alone, strict=True)):
@@ -263,6 +290,15 @@ def replay(study: Study | str | Path, trial: int, experiment: Experiment | None 
         chaotic_from=chaotic_from, compared=compared, agrees=largest <= REPLAY_TOLERANCE,
         seconds=time.perf_counter() - started,
     )  # fmt: skip
+
+
+def _lineage_curve(study: Study, chain: Sequence[Copy], trial: int) -> list[CurvePoint]:
+    """The curve of the training that led to a trial's last state: up to each copy, the one of whom it took over."""
+    points, since = [], 0
+    for copy in chain:
+        points += [p for p in study.curve(copy.parent) if since < p.step <= copy.step]
+        since = copy.step
+    return points + [p for p in study.curve(trial) if p.step > since]
 
 
 def _relative(a: float | None, b: float | None) -> float:

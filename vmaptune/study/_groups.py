@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -14,10 +14,13 @@ import numpy as np
 from vmaptune.engine.plan import Plan, default_plan, lanes_in_memory
 from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
 from vmaptune.experiment import Experiment, Statics, raise_as_input_error
+from vmaptune.search.pbt import PBT
 from vmaptune.space import Space
 from vmaptune.store.ledger import Ledger
 from vmaptune.study._options import Options
 from vmaptune.study._progress import Counts
+from vmaptune.study._stopping import stopping_lanes
+from vmaptune.study._structure import Structure
 from vmaptune.task import Task
 
 
@@ -57,11 +60,13 @@ class Groups:
         ledger: Ledger,
         counts: Counts,
         file: str | None,
+        chooser: Structure,
     ):
         self.experiment, self.task, self.statics, self.traced = experiment, task, statics, traced
         self.options, self.ledger, self.counts, self.file = options, ledger, counts, file
         self._groups: dict[tuple, Group] = {}
-        self._shared: SharedArrays = {}
+        self._built = chooser.built
+        self._shared: SharedArrays = chooser.shared
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self._groups.values())
@@ -108,17 +113,27 @@ class Groups:
         self.counts.phase = phase
 
     def _compile(self, group: Group) -> Program:
+        _, built = self._built.get((self.statics.static, group.static), (None, None))
+        if built is not None and built.plan == group.plan:
+            return built
         uneven = group.steps % group.plan.every != 0
         return Program(group.functions, self.traced, group.plan, self._shared, uneven=uneven)
 
     def _trace(self, static: tuple, trials: Sequence[Mapping[str, Any]]) -> Group:
+        built = self._built.get((self.statics.static, static))
         try:
-            functions = LaneFunctions(self.task, dict(static), self.traced)
+            functions = built[0] if built else LaneFunctions(self.task, dict(static), self.traced)
         except Exception as error:
             raise_as_input_error(error, self.file, dict(trials[0]))
             raise
         steps = self.experiment.total_steps(trials[0])
         plan = default_plan(functions.costs(), steps=steps, trials=len(trials), pinned=dict(self.options.plan))
+        if self.options.method == "pbt" and "every" not in self.options.plan:
+            plan = replace(plan, every=PBT().interval(steps))
+        if self.options.stopping:
+            plan = self.options.stopping.plan(plan, steps, stopping_lanes(self.options), self.options.plan)
+            every = next((group.plan.every for group in self), plan.every)
+            plan = replace(plan, every=every)  # one for all groups, so that their trials meet at the same rungs
         group = Group(len(self._groups), static, functions, steps, plan)
         self._groups[static] = group
         return group

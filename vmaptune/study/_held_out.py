@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmaptune.engine.program import LaneFunctions, unpack
-from vmaptune.experiment import Experiment, kind_for, metrics_on
-from vmaptune.task import Hyperparameters
+from vmaptune.experiment import Experiment, kind_for, lane_settings, metrics_on
 
 
 def held_out_values(
@@ -28,7 +27,7 @@ def held_out_values(
 
     @jax.jit
     def measure(state: Any, arrays: Any, part: Any) -> Any:
-        hp = Hyperparameters({name: arrays.get(name, static.get(name)) for name in order})
+        hp = lane_settings(experiment, {name: arrays.get(name, static.get(name)) for name in order})
         return metrics_on(experiment, kind_for(experiment, hp), unpack(state, functions.key_kinds), hp, part, n)
 
     arrays = {n: jnp.asarray(v, functions.traced[n].dtype) for n, v in traced.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,23 @@ import numpy as np
 
 from vmaptune.engine.program import LaneFunctions, pack, unpack
 from vmaptune.errors import InputError
-from vmaptune.experiment import Experiment, bind_model, find_statics, lane_arguments
+from vmaptune.experiment import Experiment, bind_model, lane_arguments, lane_settings
 from vmaptune.space import Space
 from vmaptune.store.ledger import TrialRow
 from vmaptune.store.weights import load_weights
-from vmaptune.task import Hyperparameters
 
 
-def rebuild(experiment: Experiment, trial: TrialRow, path: Path) -> Any:
-    """The model of a trial, from its weights file.
+def rebuild(experiment: Experiment, trial: TrialRow, path: Path, static: Sequence[str]) -> Any:
+    """The model of a trial, from its weights file; `static` names the settings that were static in its study.
 
     Raises:
       InputError: the weights do not fit the experiment's model. StudyError: the file is damaged.
     """
     saved = load_weights(path)
-    task = experiment.build()
-    statics = find_statics(experiment, task)
     space = experiment.space
     assert isinstance(space, Space)
-    functions = LaneFunctions(task, dict(statics.group_of(trial.params)), lane_arguments(space, statics.traced))
+    traced = tuple(name for name in space if name not in static)
+    functions = LaneFunctions(experiment.build(), {n: trial.params[n] for n in static}, lane_arguments(space, traced))
     is_model = experiment.task is None
     wanted, kinds = functions.state, functions.key_kinds
     if is_model:
@@ -50,8 +49,7 @@ def rebuild(experiment: Experiment, trial: TrialRow, path: Path) -> Any:
     state = unpack(jax.tree.unflatten(tree, leaves), kinds)
     if not is_model:
         return state
-    traced = space.lane_values(trial.params, statics.traced)
-    hp = Hyperparameters(
-        {n: jnp.asarray(traced[n], functions.traced[n].dtype) if n in traced else v for n, v in trial.params.items()}
-    )
+    values = space.lane_values(trial.params, traced)
+    arrays = {n: jnp.asarray(v, functions.traced[n].dtype) for n, v in values.items()}
+    hp = lane_settings(experiment, {n: arrays.get(n, v) for n, v in trial.params.items()})
     return bind_model(experiment, hp, state["params"], state["rest"])

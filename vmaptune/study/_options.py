@@ -11,17 +11,22 @@ import numpy as np
 
 from vmaptune.errors import InputError
 from vmaptune.experiment import MOST_STEPS, Experiment
-from vmaptune.search.confirm import Budget, split_budget
+from vmaptune.search.confirm import RANKS, Budget, split_budget
 from vmaptune.search.sampler import KEEP, MARGIN
+from vmaptune.study._stopping import Stopping
 
 DEFAULT_TRIALS = 512
 DEFAULT_ROUNDS = 4
-METHODS = ("random", "sobol", "halton", "grid")
+DESIGNS = ("random", "sobol", "halton", "grid")
+STRUCTURES = ("auto", "groups", "masks")
+METHODS = (*DESIGNS, "pbt")
 LEFT_OUT = {
     "trials": f"the experiment's own number, or {DEFAULT_TRIALS}",
     "rounds": f"the experiment's own number, or {DEFAULT_ROUNDS} where there are trials enough",
     "steps": "the experiment's own number",
     "lanes": "as many as fit",
+    "repeats": "one seed a setting",
+    "ensemble": "none",
 }
 
 
@@ -39,11 +44,18 @@ class Options:
     expand: bool = False
     plan: Mapping[str, int] = field(default_factory=dict)
     lanes: int | None = None  # the most lanes alive at once in a group
+    stopping: Stopping = field(default_factory=Stopping)
+    repeats: int = 1  # seeds of each setting in the search
+    rank: str = "mean"  # how a setting's repeats are ranked
+    structure: str = "auto"  # how the settings that masked layers read are grouped
+    ensemble: int | None = None  # the most picks of the finalists' ensemble
 
     def __post_init__(self) -> None:
-        for name in ("trials", "rounds", "steps", "lanes"):
+        if isinstance(self.stopping, Mapping):  # as the ledger holds it
+            object.__setattr__(self, "stopping", Stopping(**self.stopping))
+        for name in ("trials", "rounds", "steps", "lanes", "repeats", "ensemble"):
             value = getattr(self, name)
-            if value is None and name in ("steps", "lanes"):
+            if value is None and name in ("steps", "lanes", "ensemble"):
                 continue
             if not _is_int(value) or value < 1:
                 raise InputError(
@@ -63,12 +75,30 @@ class Options:
             )
         if not _is_real(self.margin) or self.margin < 0:
             raise InputError(f"margin must be at least 0, but got {self.margin!r}")
+        if self.structure not in STRUCTURES:
+            raise InputError(f"structure must be one of {', '.join(STRUCTURES)}, but got {self.structure!r}")
+        if self.rank not in RANKS:
+            raise InputError(f"rank must be one of {', '.join(RANKS)}, but got {self.rank!r}")
         if self.method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, but got {self.method!r}")
-        self.budget()
+        if self.method == "pbt" and (self.stopping or self.repeats > 1):
+            raise InputError("--method pbt replaces its worst members itself: leave --stopping and --repeats out")
+        budget = self.budget()
+        if min(budget.rounds) < self.repeats:
+            raise InputError(
+                f"each round needs at least one setting with its {self.repeats} repeats, but a round has "
+                f"{min(budget.rounds)} trainings; take more trials, or fewer rounds or repeats"
+            )
+
+    @property
+    def design(self) -> str:
+        """How a round's points are drawn; a population's first ones as a round's."""
+        return self.method if self.method in DESIGNS else "sobol"
 
     def budget(self) -> Budget:
-        """How the trials are split over rounds and confirmation."""
+        """How the trials are split over rounds and confirmation; a population has neither."""
+        if self.method == "pbt":
+            return Budget((self.trials,), 0, 0)
         return split_budget(self.trials, self.rounds)
 
 

@@ -22,9 +22,10 @@ from vmaptune.study._training import Training
 
 
 def scored(row: TrialRow, sign: float) -> Scored:
-    """A trial as the search sees it: to be minimised, NaN unless it came to its end."""
-    value = row.value if row.state == State.COMPLETE and row.value is not None else math.nan
-    return Scored(row.trial, dict(row.params), sign * value)
+    """A trial as the search sees it: to be minimised, NaN unless it came to its end or was stopped early."""
+    stopped = row.state == State.STOPPED
+    value = row.value if (row.state == State.COMPLETE or stopped) and row.value is not None else math.nan
+    return Scored(row.trial, dict(row.params), sign * value, row.steps if stopped else math.inf)
 
 
 def outcome(
@@ -36,15 +37,21 @@ def outcome(
     best: dict[str, Any] | None = None
     if winner is not None:
         confirmed = ranked[0] if ranked else None
+        seen = [s for s in (scored(row, counts.sign) for row in finished) if s.rung == winner.rung]
         best = {
             "trial": winner.trial,
             "value": counts.sign * (confirmed.mean if confirmed else winner.value),
             "value_std": confirmed.std if confirmed else None,
             "repeats": confirmed.repeats if confirmed else 0,
-            "best_seen": counts.sign * min((scored(r, counts.sign).value for r in finished), key=_nan_last),
+            "best_seen": counts.sign * min((s.value for s in seen), key=_nan_last),
             "params": winner.params,
         }
-        if confirmed is None:
+        if training.options.method == "pbt":
+            counts.warn(
+                "a population's winner is a model and the schedule of settings that led to it; it is not one setting, "
+                "and is not confirmed on fresh seeds"
+            )
+        elif confirmed is None:
             counts.warn("too few trials to confirm the winner on fresh seeds: its value is one lucky draw's")
         elif len(ranked) > 1 and _overlap(ranked[0], ranked[1]):
             tied = sum(_overlap(ranked[0], other) for other in ranked[1:])
@@ -64,6 +71,9 @@ def outcome(
         "model_steps": counts.model_steps,
         "compilations": counts.compilations,
         "infeasible": sum(row.state == State.INFEASIBLE for row in finished),
+        "stopped": counts.stopped,
+        "occupancy": counts.occupancy,
+        "refilled": counts.refilled,
         "warnings": counts.warnings,
     }
 
@@ -74,7 +84,13 @@ def _on_test_part(training: Training, winner: Scored) -> dict[str, Any]:
     data = experiment.loaded_data() if experiment.task is None else None
     if not isinstance(data, Data) or data.test is None:
         return {}
-    states = [training.states[t] for t, row in training.rows.items() if row.of == winner.trial and t in training.states]
+    states = [
+        training.states[t]
+        for t, row in training.rows.items()
+        if row.of == winner.trial and row.round >= training.counts.rounds and t in training.states
+    ]
+    if training.options.method == "pbt":
+        states = [training.states[winner.trial]]
     if not states:
         return {}
     group = groups.of(winner.params)

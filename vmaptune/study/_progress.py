@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from vmaptune.engine.lanes import Lanes
+
 BEAT = 1.0  # seconds
 
 
@@ -76,7 +78,9 @@ class Counts:
     submitted: int = 0  # trials that have begun, or wait for a lane
     done: int = 0  # trials that have ended
     infeasible: int = 0
-    stopped: int = 0
+    stopped: int = 0  # early
+    lane_steps: int = 0  # of all lanes, idle ones too
+    live_steps: int = 0  # of these, on trials that were going well
     steps_seen: int = 0
     refilled: int = 0  # of the rounds before
     rung: int | None = None
@@ -95,6 +99,22 @@ class Counts:
         """Keeps a warning for the result, and says it now."""
         self.warnings.append(text)
         self.listener.note(text)
+
+    def count_lanes(self, lanes: Lanes) -> None:
+        """Adds what a group's lanes did."""
+        self.lane_steps += lanes.lane_steps
+        self.live_steps += lanes.live_steps
+        self.refilled += lanes.refilled
+
+    def lane_summary(self) -> dict[str, Any]:
+        """What the lanes have done so far, as it stands in the ledger."""
+        return {"lane_steps": self.lane_steps, "live_steps": self.live_steps, "occupancy": self.occupancy,
+                "refilled": self.refilled, "stopped": self.stopped}  # fmt: skip
+
+    @property
+    def occupancy(self) -> float | None:
+        """The share of lane-steps spent on live trials, so far."""
+        return self.live_steps / self.lane_steps if self.lane_steps else None
 
     def total_seconds(self) -> float:
         """Seconds since the study began."""

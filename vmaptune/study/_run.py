@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,29 @@ import numpy as np
 
 from vmaptune.engine.devices import machine
 from vmaptune.experiment import Experiment, LoadedExperiment, find_statics, lane_arguments
-from vmaptune.search.confirm import Confirmed, finalists, rank
+from vmaptune.search.confirm import Confirmed, finalists, rank, repeated
+from vmaptune.search.pbt import PBT
 from vmaptune.search.sampler import trial_seed
-from vmaptune.search.zoom import Scored, leaning, slice_of, zoom
+from vmaptune.search.zoom import Scored, best, leaning, slice_of, zoom
 from vmaptune.space import Space
 from vmaptune.store.ledger import Ledger, TrialResult, TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.tables import trials_csv
+from vmaptune.study._ensemble import choose_ensemble
 from vmaptune.study._groups import Groups
 from vmaptune.study._options import Options
 from vmaptune.study._outcome import outcome, save_models, scored
+from vmaptune.study._population import Population
 from vmaptune.study._progress import Counts, Listener, Silent
 from vmaptune.study._report import RoundReport
+from vmaptune.study._structure import Structure
 from vmaptune.study._training import Training
 
 Params = dict[str, Any]
+ALL_INFEASIBLE = (
+    "every trial was infeasible: no setting trained to a finite result. Lower the upper end of the learning rate, "
+    "check the loss for log(0) or division by 0, or train for fewer steps"
+)
 
 
 class StudyRun:
@@ -50,22 +58,31 @@ class StudyRun:
         space = self.experiment.space
         assert isinstance(space, Space)
         self.first: Space = space
+        self.space = space  # of the round begun last
         self.counts = Counts(
             rounds=len(self.budget.rounds), trials=options.trials,
             sign=1.0 if self.experiment.direction == "minimize" else -1.0, listener=listener or Silent(),
             warnings=list(warnings), name=source.name if source else self.experiment.name, directory=str(directory),
             objective=self.experiment.objective,
         )  # fmt: skip
+        if options.stopping:  # a first rung that no trial reaches is a mistake
+            options.stopping.first_rung(self.experiment.total_steps(self._first_params()))
         file = source.path if source else None
         task = self.experiment.build()
         statics = find_statics(self.experiment, task, file)
+        chooser = Structure(self.experiment, task, statics, options.plan)
+        statics, structure = chooser.choose(self._settings_of(0), options.trials, options.structure)
         self.ledger = Ledger.create(directory, self._meta(source, statics.static))
+        if structure is not None:
+            self.ledger.add_decision(None, "structure", structure)
+        self.structure = structure
         self.groups = Groups(
             self.experiment, task, statics, lane_arguments(space, statics.traced), options, self.ledger,
-            self.counts, file,
+            self.counts, file, chooser,
         )  # fmt: skip
-        self.training = Training(self.experiment, options, self.groups, self.ledger, self.counts)
         self.report = RoundReport(directory, self.counts.listener, wanted=report)
+        self.training = Training(self.experiment, options, self.groups, self.ledger, self.counts, self._begin_next)
+        self._rounds_finished = 0
 
     # ---- the story -----------------------------------------------------------------------------------
 
@@ -81,19 +98,21 @@ class StudyRun:
 
     def _run_rounds(self) -> dict[str, Any]:
         self.counts.total_steps = self.options.trials * self.experiment.total_steps(self._first_params())
-        space = self.first
-        slice_: list[Scored] = []
-        for number, trials in enumerate(self.budget.rounds):
-            self.counts.round, self.counts.phase = number, "search"
-            found = self._search_round(space, trials)
-            slice_ = slice_of([*slice_, *found], self.options.keep * trials / (len(slice_) + len(found)))
-            if number + 1 < len(self.budget.rounds):
-                space = self._zoomed(space, slice_)
-        leanings = leaning(self.first, slice_)
-        winner, ranked = self._confirm()
-        for lean in leanings:
-            self.counts.warn(lean.message)
+        winner: Scored | None
+        ranked: list[Confirmed] = []
+        if self.options.method == "pbt":
+            winner = self._evolve()
+        else:
+            slice_ = self._flow() if self.options.stopping else self._search()
+            winner, ranked = self._confirm()
+            for lean in leaning(self.first, slice_):
+                self.counts.warn(lean.message)
         result = outcome(self.training, self.directory, self._searched(), winner, ranked)
+        if self.structure is not None:
+            result["structure"] = self.structure
+        if self.options.ensemble:
+            result["ensemble"] = choose_ensemble(self.training, self.directory, self.options.ensemble)
+            result["compilations"] = self.counts.compilations
         saved = save_models(self.training, self.directory, winner, confirmed=bool(self.budget.finalists))
         with self.ledger.transaction():
             self.ledger.set_meta("weights", saved)
@@ -121,14 +140,82 @@ class StudyRun:
         trials_csv(self.ledger, self.directory / "trials.csv")
         self.report.write(last=last)
 
-    def _search_round(self, space: Space, trials: int) -> list[Scored]:
-        samples = space.sample(trials, seed=(self.options.seed, self.counts.round), method=self.options.method)
-        settings = [
-            {name: _plain(column[i]) for name, column in samples.items()}
-            for i in range(len(next(iter(samples.values()))))
-        ]
-        keep = not self.budget.finalists  # nothing will be confirmed: the winner's own state is the model
-        return self._train_round("search", space, [(params, None) for params in settings], keep=keep)
+    def _search(self) -> list[Scored]:
+        """The search rounds, one after the other. Returns the last slice."""
+        slice_: list[Scored] = []
+        for number in range(len(self.budget.rounds)):
+            found = self._standings(self._finished(self.training.train(self._begin_round(number), self._keeps)))
+            slice_ = slice_of([*slice_, *found], self._keep(number, len(slice_) + len(found)))
+            if number + 1 < len(self.budget.rounds):
+                self.space = self._zoomed(self.space, slice_)
+        return slice_
+
+    def _evolve(self) -> Scored | None:
+        """Population-based training, each group a population of its own. Returns the best member, as it ended."""
+        rows = self._begin_round(0)
+        params: dict[int, Params] = {}
+        for group in self.groups:
+            members = [row for row in rows if row.group == group.number]
+            population = Population(self.training, group, members, PBT(), self.first)
+            population.train()
+            params |= population.params
+        self._finished(rows)
+        (winner,) = best([self._scored(self.training.rows[row.trial]) for row in rows], 1) or (None,)
+        if winner is None:
+            self.counts.warn(ALL_INFEASIBLE)
+            return None
+        return replace(winner, params=params[winner.trial])
+
+    def _flow(self) -> list[Scored]:
+        """All search rounds in one stream: when the trials of a round have all entered lanes and one is free, the
+        next round begins, drawn from the zoom so far. Returns the last slice."""
+        self._finished(self.training.train(self._begin_round(0), self._keeps))
+        return self._slice_so_far()
+
+    def _begin_next(self) -> None:
+        """Fills free lanes with the next round's trials."""
+        number = self.counts.round + 1
+        if self.counts.phase == "search" and number < len(self.budget.rounds):
+            self.space = self._zoomed(self.space, self._slice_so_far())
+            self.training.add(self._begin_round(number), self._keeps)
+
+    def _slice_so_far(self) -> list[Scored]:
+        """The best of all trials so far: those that have ended, and those that train by the rung they reached."""
+        found = self._standings(self._searched())
+        return slice_of(found, self._keep(self.counts.round, len(found)))
+
+    def _keep(self, number: int, n: int) -> float:
+        """Which share of `n` settings is as many as a round's own share."""
+        return self.options.keep * (self.budget.rounds[number] // self.options.repeats) / n
+
+    def _standings(self, rows: Sequence[TrialRow]) -> list[Scored]:
+        """Each setting as one: its repeats, by their values at the end or where they are now."""
+        settings: dict[int, list[Scored]] = {}
+        for row in rows:
+            now = self._scored(row) if row.state.ended else self.training.standing(row)
+            settings.setdefault(row.trial if row.of is None else row.of, []).append(now)
+        return [repeated(repeats, self.options.rank) for repeats in settings.values()]
+
+    def _begin_round(self, number: int) -> list[TrialRow]:
+        """Draws a search round and writes it down."""
+        self.counts.round, self.counts.phase = number, "search"
+        repeats, first = self.options.repeats, len(self.training.rows)
+        settings: list[tuple[Params, int | None]] = []
+        for i, params in enumerate(self._settings_of(number)):
+            settings += [(params, None), *[(params, first + i * repeats)] * (repeats - 1)]
+        return self._add_round("search", self.space, settings)
+
+    def _settings_of(self, number: int) -> list[Params]:
+        """What a round tries, drawn from the space as it is now."""
+        n = self.budget.rounds[number] // self.options.repeats
+        samples = self.space.sample(n, seed=(self.options.seed, number), method=self.options.design)
+        columns = {name: list(map(_plain, column)) for name, column in samples.items()}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether the search's own states are wanted: nothing will be confirmed, so the winner's is the model."""
+        return not self.budget.finalists
 
     def _zoomed(self, space: Space, slice_: list[Scored]) -> Space:
         if not slice_:
@@ -145,20 +232,18 @@ class StudyRun:
         return finer
 
     def _confirm(self) -> tuple[Scored | None, list[Confirmed]]:
-        chosen = finalists([self._scored(row) for row in self._searched()], max(1, self.budget.finalists))
+        chosen = finalists(self._standings(self._searched()), max(1, self.budget.finalists))
         if not chosen:
-            self.counts.warn(
-                "every trial was infeasible: no setting trained to a finite result. Lower the upper end of "
-                "the learning rate, check the loss for log(0) or division by 0, or train for fewer steps"
-            )
+            self.counts.warn(ALL_INFEASIBLE)
             return None, []
         if not self.budget.finalists:
             return chosen[0], []
         self.counts.round, self.counts.phase = self.counts.round + 1, "confirm"
         settings = [(s.params, s.trial) for s in chosen for _ in range(self.budget.repeats)]
         values: dict[int, list[float]] = {}
-        for (_, of), repeat in zip(settings, self._train_round("confirm", None, settings, keep=True), strict=True):
-            values.setdefault(of, []).append(repeat.value)
+        repeats = self._finished(self.training.train(self._add_round("confirm", None, settings), keep=True))
+        for (_, of), row in zip(settings, repeats, strict=True):
+            values.setdefault(of, []).append(self._scored(row).value)
         ranked = rank(values)
         with self.ledger.transaction():
             self.ledger.add_decision(self.counts.round, "confirm", {"ranked": [c.trial for c in ranked]})
@@ -166,10 +251,10 @@ class StudyRun:
 
     # ---- one round -----------------------------------------------------------------------------------
 
-    def _train_round(
-        self, kind: str, space: Space | None, settings: Sequence[tuple[Params, int | None]], keep: bool = False
-    ) -> list[Scored]:
-        """Trains new trials with these settings (and, for a repeat, the trial that it repeats)."""
+    def _add_round(
+        self, kind: str, space: Space | None, settings: Sequence[tuple[Params, int | None]]
+    ) -> list[TrialRow]:
+        """Writes down new trials with these settings (and, for a repeat, the trial that it repeats)."""
         self.groups.prepare([params for params, _ in settings])
         first, number = len(self.training.rows), self.counts.round
         rows = [
@@ -185,18 +270,43 @@ class StudyRun:
                 {"method": self.options.method} if space else {},
             )  # fmt: skip
             self.ledger.add_trials(rows)
-        done = self.training.train(rows, keep)
+        return rows
+
+    def _finished(self, rows: list[TrialRow]) -> list[TrialRow]:
+        """Ends every round that has been begun; returns the trials as they are now."""
+        begun = self._rounds_finished
         with self.ledger.transaction():
-            self.ledger.finish_round(number)
-            self.ledger.set_meta(f"occupancy.{number}", self.training.occupancy.points())
+            for number in range(begun, self.counts.round + 1):
+                self.ledger.finish_round(number)
+            self._rounds_finished = self.counts.round + 1
+            self.ledger.add_decision(self.counts.round, "lanes", self.counts.lane_summary())
+            if self.options.repeats > 1:
+                self.ledger.add_decision(self.counts.round, "spread", self._spread(rows))
+            # rounds that flowed into one another have one course of the lanes, which began with the first of them
+            self.ledger.set_meta(f"occupancy.{begun}", self.training.occupancy.points())
         self._write_views()
-        return [self._scored(row) for row in done]
+        return rows
+
+    def _spread(self, rows: Sequence[TrialRow]) -> dict[str, Any]:
+        """Mean and standard deviation of each setting's repeats that came to their end, by its first trial."""
+        values: dict[int, list[float]] = {}
+        for row in rows:
+            if row.state == State.COMPLETE and row.value is not None:
+                values.setdefault(row.trial if row.of is None else row.of, []).append(row.value)
+        return {
+            str(trial): {
+                "mean": float(np.mean(v)),
+                "std": float(np.std(v, ddof=1)) if len(v) > 1 else None,
+                "n": len(v),
+            }
+            for trial, v in values.items()
+        }
 
     # ---- small things --------------------------------------------------------------------------------
 
     def _searched(self) -> list[TrialRow]:
-        """The trials of the search, in their order; repeats are not among them."""
-        return [row for row in self.training.rows.values() if row.of is None]
+        """The trials of the search, in their order; the confirmation's are not among them."""
+        return [row for row in self.training.rows.values() if row.round < len(self.budget.rounds)]
 
     def _scored(self, row: TrialRow) -> Scored:
         return scored(row, self.counts.sign)

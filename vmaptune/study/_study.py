@@ -123,15 +123,34 @@ class Study:
           StudyError: no weights were saved (nothing finished, or nothing was confirmed).
           InputError: the experiment's file is gone or has changed, and no `experiment` was given.
         """
-        from vmaptune.study._models import rebuild
-
         if "best" not in (self._meta.get("weights") or {}):
             raise StudyError(
                 f"{self.directory}: the study has no saved model: weights are kept at the end of a study, "
                 f"which this one did not reach"
             )
         trial = self.ledger.trial(self._meta["weights"]["best"])
-        return rebuild(self._own_experiment(experiment), trial, self.directory / "best" / "best.weights")
+        return self._rebuild(self._own_experiment(experiment), trial, "best")
+
+    def ensemble(self, experiment: Any = None) -> Any:
+        """The ensemble that `--ensemble M` chose: `study.ensemble().predict(x)`; `.members`, `.weights`, `.models`.
+
+        Raises:
+          StudyError: the study has chosen none. InputError: as `best_model`.
+        """
+        from vmaptune.study._ensemble import TrainedEnsemble
+
+        info = self.result.get("ensemble")
+        if info is None:
+            raise StudyError(f"{self.directory}: the study has no ensemble; run it with --ensemble M")
+        experiment = self._own_experiment(experiment)
+        models = [self._rebuild(experiment, self.ledger.trial(t), f"ensemble-{t}") for t in info["members"]]
+        return TrainedEnsemble(experiment, models, info)
+
+    def _rebuild(self, experiment: Any, trial: TrialRow, name: str) -> Any:
+        from vmaptune.study._models import rebuild
+
+        experiment = experiment.with_changes(space=self.space)
+        return rebuild(experiment, trial, self.directory / "best" / f"{name}.weights", self._meta["static"])
 
     def _own_experiment(self, experiment: Any) -> Any:
         from vmaptune.experiment import load_experiment

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from vmaptune.engine.lanes import Job, Lanes, Point
 from vmaptune.experiment import Experiment
+from vmaptune.search.zoom import Scored
 from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
 from vmaptune.store.live import HEARTBEAT
 from vmaptune.store.states import State
@@ -17,50 +18,83 @@ from vmaptune.study._groups import Group, Groups
 from vmaptune.study._occupancy import Occupancy
 from vmaptune.study._options import Options
 from vmaptune.study._progress import Counts
+from vmaptune.study._stopping import Rules, stopping_lanes
 
 
 class Training:
-    """The trials that are or were on lanes: their rows as the ledger has them, and the states that were kept."""
+    """The trials that are or were on lanes: their rows as the ledger has them, and the states that were kept.
 
-    def __init__(self, experiment: Experiment, options: Options, groups: Groups, ledger: Ledger, counts: Counts):
+    Args:
+      feed: called when a lane is free and no trial waits; may `add` trials. With early stopping alone.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        options: Options,
+        groups: Groups,
+        ledger: Ledger,
+        counts: Counts,
+        feed: Callable[[], None] | None = None,
+    ):
         self.experiment, self.options, self.groups = experiment, options, groups
-        self.ledger, self.counts = ledger, counts
+        self.ledger, self.counts, self.feed = ledger, counts, feed
         self.rows: dict[int, TrialRow] = {}  # of all rounds
         self.occupancy = Occupancy()  # of the last round
         self.states: dict[int, Any] = {}  # final states of trials with `keep`
+        self.rules = Rules(options.stopping, 1)
+        self.lanes: dict[int, Lanes] = {}  # by group, of the trials that train now
 
     def train(self, rows: Sequence[TrialRow], keep: bool = False) -> list[TrialRow]:
-        """Trains each of these trials to its end and returns its row then. All of their groups live at once:
-        the calls of their programs take turns, in the order of the groups."""
-        self.rows.update({row.trial: row for row in rows})
-        by_group: dict[int, tuple[Group, list[Job]]] = {}
-        for row in rows:
-            group = self.groups.of(row.params)
-            by_group.setdefault(group.number, (group, []))[1].append(self._job(row, keep))
-        lanes = []
-        for group, jobs in by_group.values():
-            lanes.append(self._lanes(group, share=len(by_group)))
-            lanes[-1].submit(jobs)
-        self.counts.lanes = lanes
-        self.counts.submitted += len(rows)
+        """Trains each of these trials, and those that are added meanwhile, to its end; returns its row then. All of
+        their groups live at once: the calls of their programs take turns, in the order of the groups."""
+        self.lanes = {}
+        share = len({self.groups.of(row.params).number for row in rows})
+        self.rules.every = max(group.plan.every for group in self.groups)
+        self.add(rows, keep, share)
         self.occupancy = Occupancy()
         started = time.perf_counter()
-        going = list(lanes)
-        while going:
-            going = [each for each in going if each.advance()]
+        busy = True
+        while busy:
+            # an advance of one group's lanes may add trials to another's: look at all before the end
+            busy = sum(each.advance() for each in list(self.lanes.values())) > 0
+            busy = busy or any(each.waiting for each in self.lanes.values())
             self.occupancy.note(
                 time.perf_counter() - started,
-                sum(each.live_steps for each in lanes), sum(each.lane_steps for each in lanes),
-            )  # fmt: skip
-        self.counts.refilled += sum(each.refilled for each in lanes)
+                sum(each.live_steps for each in self.lanes.values()),
+                sum(each.lane_steps for each in self.lanes.values()),
+            )
         self.counts.lanes = ()
         spent = time.perf_counter() - started
-        evaluating = sum(
-            each.calls * group.evaluate_seconds for each, (group, _) in zip(lanes, by_group.values(), strict=True)
-        )
+        evaluating = 0.0
+        for group in self.groups:
+            if group.number in self.lanes:
+                lanes = self.lanes[group.number]
+                evaluating += lanes.calls * group.evaluate_seconds
+                self.counts.count_lanes(lanes)
         self.counts.seconds["train"] += spent - min(spent, evaluating)
         self.counts.seconds["evaluate"] += min(spent, evaluating)
         return [self.rows[row.trial] for row in rows]
+
+    def add(self, rows: Sequence[TrialRow], keep: bool = False, share: int = 1) -> None:
+        """Puts trials into the queues of their groups' lanes, of which `share` groups have the device to share."""
+        self.rows.update({row.trial: row for row in rows})
+        jobs: dict[int, tuple[Group, list[Job]]] = {}
+        for row in rows:
+            group = self.groups.of(row.params)
+            jobs.setdefault(group.number, (group, []))[1].append(self._job(row, keep))
+        for number, (group, of_group) in jobs.items():
+            if number not in self.lanes:
+                self.lanes[number] = self._lanes(group, share)
+            self.lanes[number].submit(of_group)
+        self.counts.lanes = list(self.lanes.values())
+        self.counts.submitted += len(rows)
+
+    def standing(self, row: TrialRow) -> Scored:
+        """A trial that still trains, by the furthest rung that it has reached."""
+        rule = self.rules.rule(row.round, self.experiment.total_steps(row.params))
+        at = rule.standing(row.trial)
+        return Scored(row.trial, dict(row.params), at.value, at.rung)
 
     def _job(self, row: TrialRow, keep: bool) -> Job:
         settings = self.groups.lane_values(row.params)
@@ -68,16 +102,21 @@ class Training:
 
     def _lanes(self, group: Group, share: int) -> Lanes:
         capacity = self.options.lanes or group.lanes_in_memory() // share
+        if self.options.stopping:
+            capacity = min(capacity, stopping_lanes(self.options) // share)
         return Lanes(
             group.program,
             capacity=max(capacity, group.plan.width),
             on_points=self._record,
             on_state=lambda job, state: self.states.__setitem__(job.trial, state),
+            on_hungry=self.feed if self.options.stopping else None,
+            prompt=bool(self.options.stopping),
         )
 
     def _record(self, points: list[Point]) -> list[int]:
         """One segment of one call into the ledger, in one transaction; returns the trials to stop."""
         curve, ended, stop = [], [], []
+        losing = self._losing(points) if self.options.stopping else {}
         for point in points:
             value = point.metrics[self.experiment.objective]
             reason = infeasible(point, value)
@@ -85,10 +124,14 @@ class Training:
             row = self.rows[point.trial]
             self.counts.steps_seen += point.step - row.steps
             steps = self.experiment.total_steps(row.params)
+            state = State.INFEASIBLE
             if reason is None and point.step < steps:
-                self.rows[row.trial] = replace(row, steps=point.step)
-                continue
-            state = State.COMPLETE if reason is None else State.INFEASIBLE
+                if point.trial not in losing:
+                    self.rows[row.trial] = replace(row, steps=point.step)
+                    continue
+                state, reason = State.STOPPED, losing[point.trial]
+            elif reason is None:
+                state = State.COMPLETE
             row = replace(row, state=state, reason=reason, steps=point.step, value=value, metrics=point.metrics)
             self.rows[row.trial] = row
             self._count(row)
@@ -103,6 +146,19 @@ class Training:
                 self.ledger.set_meta(HEARTBEAT, beat)
         self.counts.tell()
         return stop
+
+    def _losing(self, points: Sequence[Point]) -> dict[int, str]:
+        """The trials that the round's rule stops, each with the reason."""
+        reports: dict[tuple[int, int], list[tuple[int, int, float]]] = {}
+        for point in points:
+            row = self.rows[point.trial]
+            if row.round >= self.counts.rounds:  # the confirmation trains to the end
+                continue
+            value = point.metrics[self.experiment.objective]
+            value = math.nan if infeasible(point, value) else self.counts.sign * value
+            key = row.round, self.experiment.total_steps(row.params)
+            reports.setdefault(key, []).append((point.trial, point.step, value))
+        return {t: why for key, found in reports.items() for t, why in self.rules.decide(*key, found).items()}
 
     def _count(self, row: TrialRow) -> None:
         counts = self.counts

@@ -1,0 +1,69 @@
+"""What a trained model predicts, and what an experiment's metrics say of given predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from vmaptune.errors import InputError
+from vmaptune.experiment._experiment import Experiment, _flexible, _loss, checked_metrics
+from vmaptune.experiment._places import at, kind
+from vmaptune.task import Hyperparameters
+
+
+def inputs_of(part: Any) -> Any:
+    """What a model is called on: the first of a batch's arrays, or the batch itself where it is one array."""
+    if isinstance(part, (tuple, list)):
+        return part[0]
+    if isinstance(part, dict):
+        return next((part[name] for name in ("x", "inputs", "image", "images") if name in part), part)
+    return part
+
+
+def predict(experiment: Experiment, model: Any, x: Any) -> jax.Array:
+    """The experiment's `predict(model, x)`, or the model called on `x`; an array whose first axis is the examples.
+
+    Raises:
+      InputError: the model cannot be called, or what comes is no array.
+    """
+    function: Callable[..., Any] | None = experiment.predict
+    if function is None and not callable(model):
+        raise InputError(
+            "an ensemble needs predictions, but the model cannot be called; give the Experiment "
+            "predict=lambda model, x: ..., which returns what metrics() uses of the model"
+        )
+    out = model(x) if function is None else function(model, x)
+    if not isinstance(out, jax.Array):
+        raise InputError(f"predict() must return one array of predictions, but it returned {kind(out)}{at(function)}")
+    return out
+
+
+class Given:
+    """A model that has already answered: whatever it is called with, it returns the predictions."""
+
+    def __init__(self, predictions: Any):
+        self._predictions = predictions
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._predictions
+
+
+def metrics_of(experiment: Experiment, hp: Hyperparameters, predictions: Any, part: Any) -> dict[str, jax.Array]:
+    """The experiment's metrics of given predictions on a whole part of the data.
+
+    Raises:
+      InputError: `metrics` asks more of the model than to be called.
+    """
+    model = Given(predictions)
+    try:
+        if experiment.metrics is None:
+            return {"loss": _loss(experiment, model, part, hp, jax.random.key(0))}
+        measured = _flexible(experiment.metrics, model, part, hp)
+    except AttributeError as error:
+        raise InputError(
+            f"an ensemble is measured by metrics() on averaged predictions, so metrics() may only call the model, but "
+            f"it failed: {error}{at(experiment.metrics)}"
+        ) from error
+    return checked_metrics(measured, experiment.objective, at(experiment.metrics))

@@ -1,0 +1,52 @@
+"""Settings that shape a model, traced: what the masked layers of `vt.nn` may know of them.
+
+A lane receives a traced choice as the position of its option. `vt.nn.select` reads it; whatever else the code does
+with it fails, so that the tracing finds the choice to be static.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from vmaptune.nn import Chosen
+from vmaptune.space import Space
+from vmaptune.task import Hyperparameters, Task
+
+
+def limits_of(space: Space) -> dict[str, Any]:
+    """The largest value of each setting of whole numbers, the options of each other list."""
+    found: dict[str, Any] = {}
+    for name, d in space.items():
+        values = d.values()
+        if values is None:
+            continue
+        if d.is_integer:
+            found[name] = int(max(values))
+        elif not d.numeric:
+            found[name] = tuple(values)
+    return found
+
+
+def structured(hp: Mapping[str, Any], limits: Mapping[str, Any]) -> Hyperparameters:
+    """Settings as a model receives them: traced choices wrapped, with the limits that masked layers read."""
+    values = {
+        name: Chosen(value, limits[name])
+        if isinstance(value, jax.Array) and isinstance(limits.get(name), tuple)
+        else value
+        for name, value in hp.items()
+    }
+    return Hyperparameters(values, {name: limits[name] for name in values if name in limits})
+
+
+def with_structure(task: Task, limits: Mapping[str, Any]) -> Task:
+    """A task whose functions receive `structured` settings."""
+    return replace(
+        task,
+        init=lambda hp, key: task.init(structured(hp, limits), key),
+        step=lambda state, hp, key, *more: task.step(state, structured(hp, limits), key, *more),
+        evaluate=lambda state, hp: task.evaluate(state, structured(hp, limits)),
+    )

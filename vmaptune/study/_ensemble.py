@@ -1,0 +1,147 @@
+"""The ensemble of a study's finalists: chosen by the validation metric, measured once on held-out data, saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vmaptune.engine.program import unpack
+from vmaptune.errors import InputError
+from vmaptune.experiment import kind_for, lane_settings
+from vmaptune.experiment._predict import inputs_of, metrics_of, predict
+from vmaptune.search.ensemble import Ensemble, greedy_ensemble
+from vmaptune.store.ledger import TrialRow
+from vmaptune.store.states import State
+from vmaptune.store.weights import save_weights
+from vmaptune.study._outcome import plain_tree
+from vmaptune.study._training import Training
+from vmaptune.task import Hyperparameters
+
+BLOCK = 1024  # examples of one forward pass
+
+
+class Library:
+    """The trained models that a study still holds, and what they predict."""
+
+    def __init__(self, training: Training):
+        self.training, self.experiment = training, training.experiment
+        self.rows = [row for t, row in training.rows.items() if t in training.states and row.state == State.COMPLETE]
+        self._predictors: dict[int, Callable[..., Any]] = {}
+
+    def predictions(self, rows: list[TrialRow], part: Any, n: int) -> np.ndarray:
+        """`[K, n, ...]` float32: of each of these trials' models on a part of the data."""
+        return np.stack([self._predictions(row, part, n) for row in rows])
+
+    def _predictions(self, row: TrialRow, part: Any, n: int) -> np.ndarray:
+        groups = self.training.groups
+        group = groups.of(row.params)
+        if group.number not in self._predictors:
+            functions, static, order = group.functions, dict(group.static), tuple(row.params)
+
+            def run(state: Any, arrays: Any, x: Any) -> jax.Array:
+                hp = lane_settings(self.experiment, {name: arrays.get(name, static.get(name)) for name in order})
+                state = unpack(state, functions.key_kinds)
+                kind = kind_for(self.experiment, hp)
+                return predict(self.experiment, kind.bind(hp, state["params"], state["rest"], None, False), x)
+
+            self._predictors[group.number] = jax.jit(run)
+            self.training.counts.compilations += 1
+        arrays = {
+            name: jnp.asarray(value, group.functions.traced[name].dtype)
+            for name, value in groups.lane_values(row.params).items()
+        }
+        x = inputs_of(part)
+        blocks = [jax.tree.map(lambda a, i=i: a[i : i + BLOCK], x) for i in range(0, n, BLOCK)]
+        run = self._predictors[group.number]
+        state = self.training.states[row.trial]
+        return np.concatenate([np.asarray(run(state, arrays, block), np.float32) for block in blocks])
+
+    def measure(self, part: Any) -> Callable[[np.ndarray], np.ndarray]:
+        """`[C, n, ...] -> [C]`: the objective of each of these mean predictions on a part of the data."""
+        hp = Hyperparameters(dict(self.rows[0].params))
+        objective = self.experiment.objective
+
+        @jax.jit
+        def one_by_one(means: jax.Array) -> jax.Array:
+            return jax.lax.map(lambda mean: metrics_of(self.experiment, hp, mean, part)[objective], means)
+
+        return lambda means: np.asarray(one_by_one(jnp.asarray(means, jnp.float32)), np.float64)
+
+
+def choose_ensemble(training: Training, directory: Path, size: int) -> dict[str, Any] | None:
+    """Picks an ensemble of the models that are held, saves its members under `best/`, and measures it.
+
+    Returns what the result says of it: members (trials), weights, the objective of the ensemble and of the best
+    single model on the validation part, and on the test part where there is one. None where no model was held.
+
+    Raises:
+      InputError: the experiment is a Task, or its model gives no predictions.
+    """
+    experiment, sign = training.experiment, training.counts.sign
+    if experiment.task is not None:
+        raise InputError("an ensemble needs an Experiment with a model; a vt.Task has no predictions")
+    library = Library(training)
+    if not library.rows:
+        return None
+    data = experiment.loaded_data()
+    valid, n = jax.tree.map(jnp.asarray, data.valid), data.size("valid")
+    predictions = library.predictions(library.rows, valid, n)
+    measure = library.measure(valid)
+    chosen = greedy_ensemble(predictions, lambda means: sign * measure(means), size)
+    alone = sign * measure(predictions)
+    single = int(np.nanargmin(np.where(np.isfinite(alone), alone, np.inf)))
+    members = [library.rows[m] for m in chosen.members]
+    found: dict[str, Any] = {
+        "members": [row.trial for row in members],
+        "weights": list(chosen.weights),
+        "value": sign * chosen.loss,
+        "single": library.rows[single].trial,
+        "single_value": sign * float(alone[single]),
+        "library": len(library.rows),
+    }
+    if data.test is not None:
+        found |= _held_out(library, data, chosen, members, library.rows[single])
+    for row in members:
+        state = training.states[row.trial]
+        save_weights(
+            directory / "best" / f"ensemble-{row.trial}.weights",
+            plain_tree({part: state[part] for part in ("params", "rest")}),
+        )
+    return found
+
+
+def _held_out(
+    library: Library, data: Any, chosen: Ensemble, members: list[TrialRow], single: TrialRow
+) -> dict[str, float]:
+    """The ensemble and the best single model on the test part."""
+    test, n = jax.tree.map(jnp.asarray, data.test), data.size("test")
+    predictions = library.predictions([*members, single], test, n)
+    mean = np.tensordot(np.asarray(chosen.weights), predictions[:-1], 1)
+    values = library.measure(test)(np.stack([mean, predictions[-1]]))
+    return {"test_value": float(values[0]), "single_test_value": float(values[1])}
+
+
+class TrainedEnsemble:
+    """A study's ensemble: `ensemble.predict(x)` is the weighted mean of its members' predictions."""
+
+    def __init__(self, experiment: Any, models: list[Any], info: Mapping[str, Any]):
+        self._experiment, self.models = experiment, models
+        self.members: list[int] = list(info["members"])  # trials
+        self.weights: list[float] = list(info["weights"])
+        self.info = dict(info)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{w:.2f} of trial {t}" for t, w in zip(self.members, self.weights, strict=True))
+        return f"<ensemble: {parts}>"
+
+    def predict(self, x: Any) -> jax.Array:
+        """The mean prediction for inputs `x`, as the experiment's models take them; `[n, ...]`."""
+        out = [
+            w * predict(self._experiment, model, x) for model, w in zip(self.models, self.weights, strict=True)
+        ]  # fmt: skip
+        return sum(out[1:], start=out[0])

@@ -1,0 +1,121 @@
+"""Early stopping in a study: which rule, on which rungs, and what it says of a segment's trials.
+
+A round has rules of its own, one for each number of steps that its trials may have, so that like is compared with
+like. What a rule holds depends on the values recorded, not on their order, so it is rebuilt from the ledger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vmaptune.engine.plan import Plan
+from vmaptune.errors import InputError
+from vmaptune.search.halving import Halving, HalvingRule, MedianRule, MedianStopping, Report, parse_halving
+
+STOPPING = ("none", "asha", "median")
+DEFAULT_ETA = 3
+DEFAULT_RUNGS = 3  # below the end, where `min_steps` is not given: steps / eta^3
+LANES = 64  # where nothing else is said: more lanes start more trials before a rung has results to judge by
+LEAST_CALLS = 4
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """What `--stopping` and `--halving` ask for."""
+
+    kind: str = "none"
+    eta: int = DEFAULT_ETA
+    min_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in STOPPING:
+            raise InputError(f"stopping must be one of {', '.join(STOPPING)}, but got {self.kind!r}")
+
+    def __bool__(self) -> bool:
+        return self.kind != "none"
+
+    def first_rung(self, steps: int) -> int:
+        """Steps before which no trial is stopped for its value."""
+        if self.min_steps is None:
+            return max(1, -(-steps // self.eta**DEFAULT_RUNGS))
+        if self.min_steps > steps:
+            raise InputError(
+                f"--halving: min_steps must be at most the {steps} steps of a trial, but got {self.min_steps}; "
+                f"take fewer, or train for more steps"
+            )
+        return self.min_steps
+
+    def plan(self, plan: Plan, steps: int, lanes: int, pinned: Collection[str]) -> Plan:
+        """A group's plan such that segments end at the first rung, and that the lanes are several calls of the
+        program: while one call's trials are judged and its lanes refilled, the others compute."""
+        changes: dict[str, int] = {}
+        if "every" not in pinned:
+            changes["every"] = self.segment(plan.every, steps)
+        if "lanes" not in pinned:
+            changes["lanes"] = max(1, min(plan.lanes, lanes // (plan.devices * LEAST_CALLS)))
+        if "tiles" not in pinned:
+            changes["tiles"] = 1
+        return replace(plan, **changes)
+
+    def segment(self, every: int, steps: int) -> int:
+        """A segment's steps, of at most about `every`, such that a segment ends at the first rung and so at all."""
+        first = self.first_rung(steps)
+        return math.ceil(first / max(1, math.ceil(first / every)))
+
+
+@dataclass
+class Rules:
+    """The rules of a study's rounds."""
+
+    stopping: Stopping
+    every: int  # steps of a segment
+    _rules: dict[tuple[int, int], HalvingRule | MedianRule] = field(default_factory=dict)
+
+    def rule(self, round: int, steps: int) -> HalvingRule | MedianRule:
+        """The rule for a round's trials of so many steps."""
+        key = (round, steps)
+        if key not in self._rules:
+            first = self.stopping.first_rung(steps)
+            if self.stopping.kind == "median":
+                self._rules[key] = MedianStopping(grace_steps=first).rule()
+            else:
+                self._rules[key] = Halving(self.stopping.eta, first).rule(steps, every=self.every)
+        return self._rules[key]
+
+    def decide(self, round: int, steps: int, reports: Sequence[Report]) -> dict[int, str]:
+        """Records what a segment says of trials; returns those to stop, each with the reason."""
+        rule = self.rule(round, steps)
+        if isinstance(rule, MedianRule):
+            return {
+                trial: f"stopped at step {step}: its best value is worse than the median of the others' averages"
+                for trial, step, value in reports
+                if rule.report(trial, step, value)
+            }
+        return {
+            trial: f"stopped at step {step}: not among the best 1 in {self.stopping.eta} of the "
+            f"{len(rule.results[rule.reached[trial].rung])} trials there"
+            for (trial, step, _), stop in zip(reports, rule.report_all(reports), strict=True)
+            if stop
+        }
+
+
+def stopping_lanes(options: Any) -> int:
+    """The lanes alive at once, of all groups together, in a study that stops trials early."""
+    return options.lanes or max(LANES, options.trials // (8 * options.rounds))
+
+
+def read_stopping(kind: str | None, halving: str | None) -> Stopping:
+    """The stopping that two options ask for: `--halving` alone means asynchronous successive halving.
+
+    Raises:
+      InputError: numbers that cannot be read, or that contradict the rule.
+    """
+    if halving is None:
+        return Stopping(kind or "none")
+    numbers = parse_halving(halving)
+    if kind == "none":
+        raise InputError("--halving says how to stop trials early, but --stopping is none; leave one of them out")
+    return Stopping(kind or "asha", numbers.eta, numbers.min_steps if "min_steps" in halving else None)
