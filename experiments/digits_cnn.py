@@ -53,6 +53,10 @@ def metrics(model, batch):
     }
 
 
+def predict(model, x):  # what an ensemble averages
+    return model(x, train=False)
+
+
 def data():
     digits = load_digits()
     x, y = (digits.images[..., None] / 16).astype(np.float32), digits.target
@@ -62,6 +66,6 @@ def data():
 
 
 experiment = vt.Experiment(
-    space=space, model=model, optimizer=optimizer, loss=loss, metrics=metrics, data=data,
+    space=space, model=model, optimizer=optimizer, loss=loss, metrics=metrics, data=data, predict=predict,
     objective="error", direction="minimize", batch_size=32, steps=200, trials=128, rounds=3,
 )  # fmt: skip
