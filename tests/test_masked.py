@@ -83,7 +83,7 @@ def narrow_part(wide: np.ndarray, narrow: np.ndarray) -> tuple[np.ndarray, np.nd
     return wide[corner], outside
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(width=st.integers(3, 24), depth=st.integers(0, 3), activation=st.integers(0, 2), seed=st.integers(0, 2**31))
 def test_a_masked_narrow_lane_equals_the_dense_narrow_model(width, depth, activation, seed):
     lanes = [[width, 24], [depth, 1], [activation, 0], [seed, 3]]  # beside a lane of another shape
@@ -114,42 +114,64 @@ def test_the_first_numbers_are_flax_own_of_the_narrow_layer(width, law, seed):
     assert not ours[:, width:].any()
 
 
+class Plain(nnx.Module):
+    def __init__(self, hp, rngs):
+        width = vt.nn.size(hp, "width")
+        self.first = vt.nn.Linear(5, width, rngs=rngs)
+        self.blocks = vt.nn.Blocks(
+            vt.nn.size(hp, "depth"),
+            lambda rngs: vt.nn.Linear(width, width, rngs=rngs),
+            between=jax.nn.sigmoid,
+            rngs=rngs,
+        )
+        self.last = vt.nn.Linear(width, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.blocks(jax.nn.sigmoid(self.first(x))))  # sigmoid(0) is not 0: padding must be masked
+
+
 OPTIMIZERS = {
-    "adamw": lambda: optax.adamw(0.1, weight_decay=0.1),
-    "momentum and decay, clipped": lambda: optax.chain(
+    "adamw": optax.adamw(0.1, weight_decay=0.1),
+    "momentum and decay, clipped": optax.chain(
         optax.clip_by_global_norm(0.5), optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9, nesterov=True)
     ),
-    "rmsprop": lambda: optax.rmsprop(0.01, momentum=0.9),
-    "lion": lambda: optax.lion(0.01, weight_decay=0.1),
-    "lamb": lambda: optax.lamb(0.1, weight_decay=0.1),
-    "nadamw": lambda: optax.nadamw(0.1),
-    "amsgrad": lambda: optax.amsgrad(0.1),
-    "lars": lambda: optax.lars(0.1, weight_decay=0.1),
+    "rmsprop": optax.rmsprop(0.01, momentum=0.9),
+    "lion": optax.lion(0.01, weight_decay=0.1),
+    "lamb": optax.lamb(0.1, weight_decay=0.1),
+    "lars": optax.lars(0.1, weight_decay=0.1),
 }
 
 
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_padding_stays_exactly_zero_and_the_rest_trains_like_the_narrow_model(name):
-    optimizer = OPTIMIZERS[name]()
-
+def test_padding_stays_exactly_zero_under_any_optimizer_and_the_rest_trains_like_the_narrow_model():
     def trained(hp):
-        params = nnx.to_pure_dict(nnx.state(Net(hp, nnx.Rngs(0)), nnx.Param))
-        opt = optimizer.init(params)
-        for _ in range(3):
-            updates, opt = optimizer.update(jax.grad(functools.partial(squared_error, hp))(params), opt, params)
-            params = optax.apply_updates(params, updates)
-        return params, opt
+        params = nnx.to_pure_dict(nnx.state(Plain(hp, nnx.Rngs(0)), nnx.Param))
 
-    values = (jnp.int32(6), jnp.int32(2), jnp.int32(1))
-    wide = flat(jax.jit(lambda w, d, a: trained(masked_settings(w, d, a)))(*values))
-    narrow = flat(jax.jit(lambda: trained(Hyperparameters({"width": 6, "depth": 2, "activation": "tanh"})))())
+        def loss(params):
+            module = Plain(hp, nnx.Rngs(0))
+            nnx.update(module, params)
+            return ((module(X) - Y) ** 2).mean()
+
+        found = {}
+        for name, optimizer in OPTIMIZERS.items():
+
+            def step(_, state, optimizer=optimizer):
+                updates, opt = optimizer.update(jax.grad(loss)(state[0]), state[1], state[0])
+                return optax.apply_updates(state[0], updates), opt
+
+            found[name] = jax.lax.fori_loop(0, 5, step, (params, optimizer.init(params)))
+        return found
+
+    wide = flat(
+        jax.jit(lambda w, d: trained(Hyperparameters({"width": w, "depth": d}, {"width": 9, "depth": 3})))(6, 2)
+    )
+    narrow = flat(jax.jit(lambda: trained(Hyperparameters({"width": 6, "depth": 2})))())
     for path, array in wide.items():
         if path not in narrow:
             assert not array.any(), path
         elif array.ndim:
             inside, outside = narrow_part(array, narrow[path])
             assert not outside.any(), path
-            np.testing.assert_allclose(inside, narrow[path], rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(inside, narrow[path], rtol=1e-3, atol=1e-4, err_msg=path)
 
 
 def test_a_convolution_with_a_number_of_channels_per_lane():
