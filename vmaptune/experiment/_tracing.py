@@ -7,7 +7,7 @@ one compiled program for each of its values, so it must have finitely many.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,14 @@ class Statics:
     static: tuple[str, ...]  # plain Python values; trials are grouped by them
     traced: tuple[str, ...]  # scalars, a value per lane
     structure: tuple[str, ...] = ()  # of these, the ones that masked layers read: they could be static as well
+
+    def with_static(self, names: Iterable[str]) -> Statics:
+        """The same with some of the traced settings static."""
+        order = {*self.static, *names}
+        return Statics(
+            (*self.static, *(n for n in self.traced if n in order)), tuple(n for n in self.traced if n not in order),
+            self.structure,
+        )  # fmt: skip
 
     def group_of(self, params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
         """The static settings of a trial: trials that agree in them share one program."""

@@ -98,7 +98,8 @@ class Panda:
         space = self.experiment.space
         assert isinstance(space, Space)
         task = self.experiment.build()
-        self.statics = find_statics(self.experiment, task, file)
+        statics = find_statics(self.experiment, task, file)
+        self.statics = statics.with_static(statics.structure)  # one model: no mask
         self.settings: dict[str, Any] = {name: self.params[name] for name in self.statics.traced}
         try:
             functions = LaneFunctions(

@@ -92,11 +92,7 @@ class Structure:
         }  # fmt: skip
 
     def _with(self, static: Sequence[str]) -> Statics:
-        moved = {*self.statics.static, *static}
-        return Statics(
-            tuple(n for n in self.space if n in moved), tuple(n for n in self.space if n not in moved),
-            self.statics.structure,
-        )  # fmt: skip
+        return self.statics.with_static(static)
 
     def _programs(self, static: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> Counter[tuple]:
         """The programs that these settings need, each with how many of them it trains."""
