@@ -27,6 +27,8 @@ def test_the_experiment_runs_to_its_end(experiment, tmp_path):
                "--steps", "4", "--json", "--out", str(out)]  # fmt: skip
     if "width = vt" in experiment.read_text() or '"width": vt' in experiment.read_text():
         command += ["--set", "width=16"]  # one group: this is about running, not about compiling
+    if '"batch": vt' in experiment.read_text():
+        command += ["--set", "batch=32", "--structure", "masks"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

@@ -25,7 +25,7 @@ from vmaptune.experiment import Experiment, Statics, lane_arguments
 from vmaptune.space import Space
 from vmaptune.task import Task
 
-MOST_TRACED = 24  # shapes whose operations are counted; more programs than that would compile too long anyway
+MOST_TRACED = 12  # shapes whose operations are counted, which takes a trace each
 LEAST_RATIO = 0.1  # of the masked program's time that a narrow one takes, before it is measured
 MEASURED_STEPS = 20
 FEW = 3  # programs that are not worth a measurement: then each shape has its own
@@ -111,10 +111,11 @@ class Structure:
     def _estimated(
         self, static: tuple[str, ...], settings: Sequence[Mapping[str, Any]], trials: int, limit: float
     ) -> Candidate | None:
-        """By operations, relative to the masked program; None where compiling alone takes longer than `limit`."""
+        """By operations, relative to the masked program; None where it cannot take less than `limit`."""
         programs = self._programs(static, settings)
         compiling = math.ceil(len(programs) / COMPILERS) * self.compile_seconds
-        if compiling > limit or len(programs) > MOST_TRACED:
+        least = trials * self._steps(settings) * self.step_seconds * LEAST_RATIO
+        if compiling + least > limit or len(programs) > MOST_TRACED:
             return None
         masked = {group: self._flops((), group) for group in self._programs((), settings)}
         base = max(masked.values())
