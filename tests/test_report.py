@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from vmaptune.cli import main
 from vmaptune.store.ledger import Ledger
 from vmaptune.store.reader import LedgerReader
 from vmaptune.study._occupancy import Occupancy
-from vmaptune.view.report import gather, write_report
+from vmaptune.view.report import Plots, gather, write_report
 from vmaptune.view.report._advice import advice, warnings
 from vmaptune.view.report._course import occupancy, wilson
 from vmaptune.view.report._pack import Pool
@@ -387,3 +388,31 @@ def test_a_run_writes_its_report_and_a_failing_report_harms_nothing(tmp_path, mo
 
     assert task("c", listener=Listener()).best_params == study.best_params
     assert any("on purpose" in n and "the study goes on" in n for n in notes)
+
+
+# ---- what is written about it ------------------------------------------------------------------------
+
+DOCS = (Path(__file__).parent.parent / "docs" / "report.md").read_text("utf-8")
+
+
+def test_the_documents_snippets_run(study, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits_mlp").symlink_to(study)
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", DOCS, flags=re.S):
+        exec(block, {})
+    assert (tmp_path / "importance.html").exists()
+    (commands,) = re.findall(r"```bash\n(.*?)```", DOCS, flags=re.S)
+    for line in commands.splitlines():
+        words = line.split("#")[0].split()
+        assert words[:3] == ["python", "-m", "vmaptune"]
+        if "--png" not in words:  # in the browser's tests
+            assert main(words[3:]) == 0
+    assert (tmp_path / "digits.html").exists()
+
+
+def test_every_figure_and_option_is_documented():
+    for name in (n for n in vars(Plots) if not n.startswith("_") and n not in ("again", "report")):
+        assert f"`{name}(" in DOCS, name
+    for option in ("--out", "--png", "--no-report"):
+        assert option in DOCS

@@ -18,6 +18,7 @@ from vmaptune.view.words import number
 
 MANY = 0.3  # infeasible trials in the first round: worth a word
 REGION = 0.6  # infeasible in a region: leave it out
+FEW = 64  # trials, for which a range is cut into fewer regions
 STILL_BETTER = 0.02  # relative, over the last fifth of training
 
 
@@ -143,7 +144,7 @@ def _leave_out(data: StudyData) -> list[Advice]:
             continue
         ax = axis_of(data, name)
         c = ax.place(column(data.params, name))
-        edges, labels = ax.buckets(8)
+        edges, labels = ax.buckets(8 if first.sum() >= FEW else 4)
         inside = np.clip(np.searchsorted(edges, c, side="right") - 1, 0, len(labels) - 1)
         bad = []
         for b in range(len(labels)):

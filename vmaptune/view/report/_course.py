@@ -232,8 +232,8 @@ def rungs(data: StudyData) -> Picture | None:
 
 def occupancy(data: StudyData) -> Picture | None:
     """Which share of the lanes held a trial, over time; None when the ledger does not say."""
-    times: list[float | None] = []
-    shares: list[float | None] = []
+    times: list[float] = []
+    shares: list[float] = []
     areas = lengths = 0.0
     begun = data.all_rounds[0].started
     rows = []
@@ -243,8 +243,8 @@ def occupancy(data: StudyData) -> Picture | None:
             continue
         at = row.started - begun + np.array([p[0] for p in points], float)
         busy = np.clip(np.array([p[1] for p in points], float), 0, 1)
-        times += [*at.tolist(), None]  # a gap: between rounds nothing trains
-        shares += [*busy.tolist(), None]
+        times += [at[0], *at.tolist(), at[-1]]
+        shares += [0.0, *busy.tolist(), 0.0]  # between the rounds nothing trains
         stretch = np.diff(at)
         areas += float(stretch @ busy[:-1])
         lengths += float(stretch.sum())
@@ -256,7 +256,6 @@ def occupancy(data: StudyData) -> Picture | None:
     mean = areas / lengths
     traces = [{"type": "scatter", "mode": "lines", "x": times, "y": shares, "fill": "tozeroy",
                "fillcolor": "@accent/0.2", "line": {"color": "@accent", "width": 1.5, "shape": "hv"},
-               "connectgaps": False,
                "hovertemplate": "%{x:.1f} s: %{y:.0%} of the lanes busy<extra></extra>"}]  # fmt: skip
     layout = base_layout(
         240,
@@ -279,14 +278,15 @@ def seconds(data: StudyData) -> Picture | None:
     total = float(spent.get("total", 0.0))
     parts = [(name, float(value)) for name, value in spent.items() if name != "total"]
     parts.append(("the rest", max(0.0, total - sum(v for _, v in parts))))
-    fills = ["@line0", "@line2", "@line1", "@line3", "@faint", "@line4"]
-    patterns = ["", "/", "x", ".", "", "-"]
+    fills = ["@line0", "@line2", "@line1", "@line3", "@line4"]
+    patterns = ["", "/", "x", ".", "-"]
     traces = []
     for k, (name, value) in enumerate(parts):
         share = value / total if total else 0.0
         traces.append({
             "type": "bar", "orientation": "h", "x": [value], "y": [0], "name": f"{name} {duration_or_less(value)}",
-            "marker": {"color": fills[k % len(fills)], "line": {"width": 1, "color": "@surface"},
+            "marker": {"color": "@faint" if name == "the rest" else fills[k % len(fills)],
+                       "line": {"width": 1, "color": "@surface"},
                        "pattern": {"shape": patterns[k % len(patterns)], "solidity": 0.15, "fillmode": "overlay",
                                    "fgcolor": "@surface"}},
             "hovertemplate": f"{plain(name)}: {duration_or_less(value)} ({share:.0%})<extra></extra>",
