@@ -147,6 +147,15 @@ def test_brushing_with_the_mouse_and_from_the_keyboard(browser, report):
         page.wait_for_function("document.getElementById('brush-words').textContent.includes('the best of them')")
         with LedgerReader.open(report.parent) as reader:
             data = gather(reader)
+        # What Plotly itself selects is what the words count.
+        agree = page.evaluate(
+            "(() => { const inner = [...document.querySelectorAll('#parallel .axis-brush')].at(-1).__data__;"
+            " const kept = inner.brush.filter.getConsolidated();"
+            " const within = Array.from(inner.paddedUnitValues).filter(u => kept.some(([a, b]) => u >= a && u <= b));"
+            " return [within.length, document.getElementById('brush-words').textContent, kept,"
+            "         document.getElementById('parallel').data[0].dimensions.at(-1).constraintrange]; })()"
+        )
+        assert agree[1].startswith(f"{agree[0]} of "), agree
         first = page.inner_text("#brush-table tr:nth-child(2) td:first-child")
         assert int(first) == data.trial[data.order[0]]
 

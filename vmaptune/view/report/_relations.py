@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from vmaptune.view.report._scales import column, value_axis
 from vmaptune.view.report._settings import axis_of, distinct
 from vmaptune.view.words import number
 
+FINE_TICKS = 48  # of an axis of the parallel coordinates
 LEAST_TO_COMPARE = 4  # trials, with a grid
 MOST_LINES = 1_200  # of the parallel coordinates
 
@@ -31,11 +33,7 @@ def parallel(data: StudyData) -> Picture:
         values, texts = ax.ticks
         if gone.any():
             values, texts = [off, *values], ["off", *texts]
-        dimensions.append({
-            "label": plain(name), "values": np.where(gone, off, c)[shown], "range": [low, ax.range[1]],
-            "tickvals": values,
-            "ticktext": [html.unescape(t) for t in texts],  # these are no HTML
-        })  # fmt: skip
+        dimensions.append(_dimension(name, np.where(gone, off, c)[shown], [low, ax.range[1]], values, texts))
     va = value_axis(data.best[data.complete], data.maximize)
     clipped, _ = va.clip(data.best)
     low, high = (math.log10(va.low), math.log10(va.high)) if va.log else (va.low, va.high)
@@ -49,10 +47,8 @@ def parallel(data: StudyData) -> Picture:
         ticks = [math.log10(t) for t in ticks]
     if data.infeasible.any():
         ticks, texts = [*ticks, worst], [*texts, "infeasible"]
-    dimensions.append({
-        "label": plain(data.objective), "values": np.where(data.infeasible, worst, y)[shown],
-        "range": value_range, "tickvals": ticks, "ticktext": texts,
-    })  # fmt: skip
+    at_end = np.where(data.infeasible, worst, y)[shown]
+    dimensions.append(_dimension(data.objective, at_end, value_range, ticks, texts))
     trace = {
         "type": "parcoords", "dimensions": dimensions, "labelangle": 0 if len(dimensions) <= 7 else -20,
         "customdata": data.trial[shown],
@@ -74,6 +70,31 @@ def parallel(data: StudyData) -> Picture:
         f"it, click beside it to let it go; several axes may be brushed at once.{some}"
     )
     return Picture("parallel", "All settings at once", spoken, caption, [trace], layout, None)
+
+
+def _dimension(
+    name: str, values: np.ndarray, ends: Sequence[float], ticks: Sequence[float], texts: Sequence[str]
+) -> dict[str, Any]:
+    """One axis of the parallel coordinates.
+
+    Plotly lets a brush stop only near a tick where ticks are given. So there are fine ones between the named
+    ones, each with a text of its own that cannot be seen (equal texts would be one tick), and a brush may stop
+    anywhere.
+    """
+    low, high = ends
+    step = (high - low) / FINE_TICKS
+    fine = [c for c in np.linspace(low, high, FINE_TICKS + 1) if all(abs(c - t) > step / 2 for t in ticks)]
+    named = [(float(t), html.unescape(text)) for t, text in zip(ticks, texts, strict=True)]  # these are no HTML
+    every = sorted([*named, *((float(c), "") for c in fine)])
+    return {
+        "label": plain(name), "values": values, "range": [low, high], "tickvals": [c for c, _ in every],
+        "ticktext": [text + _unseen(k) for k, (_, text) in enumerate(every)],
+    }  # fmt: skip
+
+
+def _unseen(k: int) -> str:
+    """A number in characters of no width."""
+    return f"{k:b}".replace("0", "\u200b").replace("1", "\u200c")
 
 
 def parallel_words(data: StudyData) -> dict[str, Any]:

@@ -106,6 +106,15 @@
     return { active: active.map((d) => d.label), found };
   }
 
+  // Plotly's own brush ends a quarter of the way to the next tick: so do we, for words and picture to agree.
+  function snapped(ticks, a, b) {
+    const mean = (from, to) => 0.75 * from + 0.25 * to;
+    const first = Math.max(0, ticks.findIndex((t) => t >= a));
+    let last = ticks.length - 1;
+    while (last > first && ticks[last] > b) last--;
+    return [mean(ticks[first], ticks[Math.max(0, first - 1)]), mean(ticks[last], ticks[Math.min(ticks.length - 1, last + 1)])];
+  }
+
   function element(tag, text, attributes = {}) {
     const made = document.createElement(tag);
     if (text !== null) made.textContent = text;
@@ -158,7 +167,8 @@
       const a = Math.min(low.valueAsNumber, high.valueAsNumber) / 100;
       const b = Math.max(low.valueAsNumber, high.valueAsNumber) / 100;
       const whole = a === 0 && b === 1;
-      Plotly.restyle(place, { [`dimensions[${i}].constraintrange`]: whole ? null : [[from + a * (to - from), from + b * (to - from)]] });
+      const range = snapped(place.data[0].dimensions[i].tickvals, from + a * (to - from), from + b * (to - from));
+      Plotly.restyle(place, { [`dimensions[${i}].constraintrange`]: whole ? null : [range] });
     };
     low.addEventListener("input", move);
     high.addEventListener("input", move);
