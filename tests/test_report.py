@@ -18,6 +18,7 @@ from made_studies import HOSTILE, make_study
 
 import vmaptune as vt
 from vmaptune.cli import main
+from vmaptune.store.encoding import to_json
 from vmaptune.store.ledger import Ledger
 from vmaptune.store.reader import LedgerReader
 from vmaptune.study._occupancy import Occupancy
@@ -416,3 +417,26 @@ def test_every_figure_and_option_is_documented():
         assert f"`{name}(" in DOCS, name
     for option in ("--out", "--png", "--no-report"):
         assert option in DOCS
+
+
+def test_repeats_of_a_setting_count_as_one_setting(tmp_path):
+    path = make_study(tmp_path / "s", trials=60, rounds=1, confirm=0, infeasible=False, finish=False)
+    with Ledger.open(path) as ledger:  # each setting three times, as --repeats 3 writes them
+        for trial in range(60):
+            first = ledger.trial(trial - trial % 3)
+            of = None if trial % 3 == 0 else first.trial
+            ledger._run("UPDATE trials SET params = ?, of = ? WHERE trial = ?", to_json(dict(first.params)), of, trial)
+    with LedgerReader.open(path) as reader:
+        data = gather(reader)
+    assert list(data.settings) == list(range(0, 60, 3))
+    means = {of: data.final[positions].mean() for of, positions in data.settings.items()}
+    assert [s.trial for s in data.slice_] == sorted(means, key=means.get)[:5]
+    assert len(data.importance) == len(data.first)  # of 20 settings, the least that it takes
+
+
+def test_stopped_trials_rank_behind_complete_ones_by_how_long_they_lasted(tmp_path):
+    with LedgerReader.open(make_study(tmp_path / "s", trials=90, stop=True)) as reader:
+        data = gather(reader)
+    assert data.stopped.any()
+    assert data.rank[data.complete].max() < data.rank[data.stopped].min()
+    assert data.rank[data.order[0]] == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vmaptune.errors import StudyError
+from vmaptune.search.confirm import repeated
 from vmaptune.search.importance import Importance, importance
 from vmaptune.search.zoom import Leaning, Scored, leaning, slice_of
 from vmaptune.space import Space
@@ -57,7 +58,9 @@ class StudyData:
     round: np.ndarray  # [N]
     state: np.ndarray  # [N] strings
     steps: np.ndarray  # [N]
-    final: np.ndarray  # [N] the objective at the end; NaN for what is not COMPLETE
+    of: np.ndarray  # [N] the first trial with the same setting, its own id where it is the first
+    last: np.ndarray  # [N] the objective where the trial ended
+    final: np.ndarray  # [N] the same; NaN for what is not COMPLETE
     best: np.ndarray  # [N] the best objective over training; NaN for infeasible trials and those without points
     params: Sequence[Mapping[str, Any]]  # [N]
     reasons: Sequence[str | None]  # [N]
@@ -93,11 +96,38 @@ class StudyData:
 
     @cached_property
     def rank(self) -> np.ndarray:
-        """[N] 0 for the best complete trial to 1 for the worst; 1 for every other."""
+        """[N] 0 for the best trial to 1 for the worst: complete ones first, then those that were stopped, the
+        longer they lasted the better; 1 for every other."""
         rank = np.ones(self.n)
-        order = self.order
-        rank[order] = np.arange(len(order)) / max(1, len(order) - 1)
+        keys = [_key(s) for s in self.scored]
+        where = sorted((i for i in range(self.n) if math.isfinite(self.scored[i].value)), key=lambda i: keys[i])
+        rank[where] = np.arange(len(where)) / max(1, len(where) - 1)
         return rank
+
+    @cached_property
+    def scored(self) -> list[Scored]:
+        """[N] as the search sees them: lower is better, NaN for what neither ended well nor was stopped."""
+        counts = self.complete | (self.stopped & np.isfinite(self.last))
+        return [
+            Scored(
+                int(self.trial[i]), dict(self.params[i]), float(self.sign * self.last[i]) if counts[i] else math.nan,
+                float(self.steps[i]) if self.stopped[i] else math.inf,
+            )
+            for i in range(self.n)
+        ]  # fmt: skip
+
+    @cached_property
+    def settings(self) -> dict[int, list[int]]:
+        """The positions of each setting's trials (more than one where settings are repeated), by its first trial."""
+        found: dict[int, list[int]] = {}
+        for i in range(self.n):
+            found.setdefault(int(self.of[i]), []).append(i)
+        return found
+
+    def standings(self, settings: Iterable[list[int]]) -> list[Scored]:
+        """Each setting as one, by the study's own rule for repeats."""
+        by = str(self.meta.get("options", {}).get("rank", "mean"))
+        return [repeated([self.scored[i] for i in positions], by) for positions in settings]
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -140,16 +170,10 @@ class StudyData:
 
     @cached_property
     def slice_(self) -> list[Scored]:
-        """The trials that the last zoom would be drawn from: the round loop's own rule, again."""
+        """The settings that a further zoom would be drawn from: the round loop's own rule."""
         keep = float(self.meta.get("options", {}).get("keep", 0.15))
-        kept: list[Scored] = []
-        for row in self.rounds:
-            where = np.flatnonzero(self.round == row.round)
-            new = [Scored(int(self.trial[i]), dict(self.params[int(i)]), float(self.cost[i])) for i in where]
-            together = [*kept, *new]
-            if together:
-                kept = slice_of(together, min(1.0, keep * len(new) / len(together)))
-        return kept
+        last = {int(of) for of in self.of[self.round == self.round.max()]}
+        return slice_of(self.standings(self.settings.values()), keep * len(last) / len(self.settings))
 
     @cached_property
     def leanings(self) -> list[Leaning]:
@@ -176,10 +200,12 @@ class StudyData:
         return self._importance(self.round == self.rounds[-1].round)
 
     def _importance(self, where: np.ndarray) -> list[Importance]:
-        where = where & (self.state != State.RUNNING) & (self.state != State.FAIL)
-        return importance(
-            self.first, [self.params[int(i)] for i in np.flatnonzero(where)], self.cost[where], resamples=RESAMPLES
-        )
+        ended = where & (self.state != State.RUNNING) & (self.state != State.FAIL)
+        found = self.standings(p for p in self.settings.values() if ended[p].all())
+        # Only the order counts, and values of different rungs have none but that of their rungs.
+        places = {key: place for place, key in enumerate(sorted({_key(s) for s in found if math.isfinite(s.value)}))}
+        values = [places[_key(s)] if math.isfinite(s.value) else math.nan for s in found]
+        return importance(self.first, [s.params for s in found], values, resamples=RESAMPLES)
 
     @cached_property
     def by_importance(self) -> list[str]:
@@ -202,7 +228,8 @@ def gather(reader: Reading) -> StudyData:
         sign = -1.0 if meta.get("direction") == "maximize" else 1.0
         curves = _curves(reader, trials)
     state = np.array([str(row.state) for row in trials])
-    final = np.array([_finite(row.value) if row.state == State.COMPLETE else math.nan for row in trials])
+    last = np.array([_finite(row.value) for row in trials])
+    final = np.where(state == State.COMPLETE, last, math.nan)
     best = np.full(len(trials), math.nan)
     for i, row in enumerate(trials):
         if row.state != State.INFEASIBLE:
@@ -215,7 +242,8 @@ def gather(reader: Reading) -> StudyData:
         rounds=search, spaces=[Space.from_json(row.space) for row in search], groups=groups,
         decisions=decisions, all_rounds=rounds,
         trial=np.array([row.trial for row in trials]), round=np.array([row.round for row in trials]),
-        state=state, steps=np.array([row.steps for row in trials]), final=final, best=best,
+        state=state, steps=np.array([row.steps for row in trials]),
+        of=np.array([row.trial if row.of is None else row.of for row in trials]), last=last, final=final, best=best,
         params=[row.params for row in trials], reasons=[row.reason for row in trials], curves=curves,
         confirming=[row for row in rows if row.round not in numbers],
     )  # fmt: skip
@@ -232,6 +260,11 @@ def _curves(reader: Reading, trials: Sequence[TrialRow]) -> Curves:
         value=np.array([_finite(point.value) for point in flat], float),
         valid_loss=np.array([_finite(point.metrics.get("loss")) for point in flat], float),
     )
+
+
+def _key(scored: Scored) -> tuple[float, float]:
+    """Sorts the better one first; values of different rungs are not compared."""
+    return -scored.rung, scored.value
 
 
 def _finite(value: Any) -> float:

@@ -112,7 +112,8 @@ def parallel_words(data: StudyData) -> dict[str, Any]:
 
 def _drawn(data: StudyData) -> np.ndarray:
     """The trials of the parallel coordinates, the best last, so that they lie over the others."""
-    shown = data.shown[data.complete[data.shown] | data.infeasible[data.shown]]
+    seen = np.isfinite(data.best) & (data.complete | data.stopped)
+    shown = data.shown[seen[data.shown] | data.infeasible[data.shown]]
     shown = shown[np.argsort(-data.rank[shown] - 1.0 * data.infeasible[shown], kind="stable")]
     if len(shown) <= MOST_LINES:
         return shown
@@ -132,7 +133,7 @@ def pair(data: StudyData, x_name: str | None = None, y_name: str | None = None) 
     x = xa.scattered(column(data.params, x_name), data.trial)
     y = ya.scattered(column(data.params, y_name), data.trial + 1)
     shown = data.shown[np.isfinite(x[data.shown]) & np.isfinite(y[data.shown])]
-    good = shown[data.complete[shown]]
+    good = shown[(data.complete | data.stopped)[shown] & np.isfinite(data.best[shown])]
     good = good[np.argsort(-data.rank[good], kind="stable")]
     lost = shown[data.infeasible[shown]]
     hover = (
@@ -190,7 +191,7 @@ def pair(data: StudyData, x_name: str | None = None, y_name: str | None = None) 
         f"{ya.words(data.params[data.winner].get(y_name))}."
     )  # fmt: skip
     spoken = (
-        f"Scatter plot of {y_name} against {x_name}, {len(good):,} complete and {len(lost):,} infeasible trials.{best}"
+        f"Scatter plot of {y_name} against {x_name}, {len(good):,} feasible and {len(lost):,} infeasible trials.{best}"
     )
     caption = (
         "The stronger the colour, the better the trial; × is infeasible; the outlines are the rounds' "
