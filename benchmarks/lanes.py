@@ -60,11 +60,12 @@ def refill(quick: bool, folder: Path) -> Iterator[Row]:
     program, hp, seeds = digits_program(lanes=8, width=64)
     steps, width = 20, program.plan.width
     some = np.arange(width) % 3 > 0
-    state, _ = program.run(program.empty(), hp, seeds, np.ones(width, bool), steps)
+    limits = program.put(np.full(width, 2**30, np.int32))
+    state, _ = program.run(program.empty(), hp, seeds, np.ones(width, bool), limits, steps)
     times: dict[bool, list[float]] = {False: [], True: []}
     for i in range(40 if quick else 120):
         started = time.perf_counter()
-        state, result = program.run(state, hp, seeds, some if i % 2 else None, steps)
+        state, result = program.run(state, hp, seeds, some if i % 2 else None, limits, steps)
         jax.block_until_ready(result)
         times[bool(i % 2)].append(time.perf_counter() - started)
     plain, refilled = (float(np.median(t)) for t in (times[False], times[True]))

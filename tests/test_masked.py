@@ -14,6 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vmaptune as vt
+from vmaptune.engine.alone import Alone
+from vmaptune.engine.program import LaneFunctions
+from vmaptune.experiment import find_statics, lane_arguments
 from vmaptune.nn._batch import padded_batch
 from vmaptune.nn._laws import LAWS
 from vmaptune.task import Hyperparameters
@@ -269,3 +272,42 @@ def test_mistakes_are_told():
         vt.nn.Linear(3, vt.nn.Size(traced, 4), kernel_init=fans, rngs=nnx.Rngs(0))
     with pytest.raises(vt.InputError, match="'swish' has none"):
         vt.nn.activation(Hyperparameters({"activation": "swish"}), "activation")
+
+
+def shapes_experiment(**changes) -> vt.Experiment:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 5)).astype(np.float32)
+    y = x.sum(1, keepdims=True) * np.ones(3, np.float32)
+
+    def loss(model, batch):
+        return vt.nn.batch_mean((model(batch[0]) - batch[1]) ** 2)
+
+    parts = {"model": Plain, "loss": loss} | changes
+    return vt.Experiment(
+        space={"rate": vt.loguniform(1e-3, 1e-1), "width": vt.ordinal([3, 6, 9]), "depth": vt.ordinal([1, 3]),
+               "batch": vt.ordinal([4, 8])},
+        optimizer=lambda hp, steps: optax.adam(hp.rate), data=vt.Data(train=(x[:32], y[:32]), valid=(x[32:], y[32:])),
+        batch_size="batch", steps=20, **parts,
+    )  # fmt: skip
+
+
+def test_an_experiment_of_masked_layers_is_one_program_and_trains_like_the_dense_one():
+    experiment = shapes_experiment()
+    statics = find_statics(experiment)
+    assert statics.static == ()
+    assert statics.structure == ("width", "depth", "batch")
+    values = {"rate": 0.01, "width": 6, "depth": 1, "batch": 4}
+    found = []
+    for each in (statics, statics.with_static(statics.structure)):
+        traced = lane_arguments(experiment.space, each.traced)
+        functions = LaneFunctions(experiment.build(), dict(each.group_of(values)), traced)
+        lane = Alone(functions, experiment.space.lane_values(values, each.traced), 7)
+        found.append([(p.loss, p.metrics["loss"]) for p in lane.train([1, 20])])
+    np.testing.assert_allclose(found[0], found[1], rtol=2e-5)
+
+
+def test_a_loss_that_takes_the_mean_of_padded_batches_itself_makes_the_batch_size_static():
+    experiment = shapes_experiment(loss=lambda model, batch: ((model(batch[0]) - batch[1]) ** 2).mean())
+    statics = find_statics(experiment)
+    assert statics.static == ("batch",)
+    assert statics.structure == ("width", "depth")

@@ -19,6 +19,7 @@ from vmaptune.experiment._models import ModelKind, model_kind
 from vmaptune.experiment._order import batch_indices
 from vmaptune.experiment._places import at, described, kind, place_in
 from vmaptune.experiment._structure import limits_of, structured, with_structure
+from vmaptune.nn import Size, padded_batch, size
 from vmaptune.rewrite import with_fast_convolutions
 from vmaptune.space import Space
 from vmaptune.task import Hyperparameters, Task
@@ -135,6 +136,14 @@ class Experiment:
     def lane_batch_size(self, hp: Mapping[str, Any]) -> int:
         """The number of examples in one training batch of a trial with these settings."""
         return self._count("batch_size", hp, min(DEFAULT_BATCH_SIZE, self.loaded_data().size("train")))
+
+    def lane_batch(self, hp: Mapping[str, Any]) -> Size:
+        """The same as a size: where a traced setting gives it, batches are as long as its largest value."""
+        name = self._named("batch_size")
+        if isinstance(name, str) and isinstance(hp[name], jax.core.Tracer):
+            return size(hp, name)
+        n = self.lane_batch_size(hp)
+        return Size(n, n)
 
     def _largest(self, part: str, default: int) -> int:
         """The largest value that a trial may have."""
@@ -273,9 +282,9 @@ def _build(experiment: Experiment) -> Task:
         return optax.with_extra_args_support(optimizer)
 
     def init(hp: Hyperparameters, key: jax.Array) -> Any:
-        batch_size = experiment.lane_batch_size(hp)
-        first = jax.tree.map(lambda a: a[:batch_size], train)
-        params, rest = kind_of(hp).init(hp, key, lambda model: _loss(experiment, model, first, hp, key))
+        batch_size = experiment.lane_batch(hp)
+        first = jax.tree.map(lambda a: a[: batch_size.most], train)
+        params, rest = kind_of(hp).init(hp, key, lambda model: loss_on(batch_size, model, first, hp, key))
         return {
             "params": params,
             "rest": rest,
@@ -283,15 +292,24 @@ def _build(experiment: Experiment) -> Task:
             **({} if shared else first_rows(jax.random.key_data(jax.random.fold_in(key, 1)), batch_size)),
         }
 
-    def first_rows(order: jax.Array, batch_size: int) -> dict[str, jax.Array]:
+    def loss_on(size: Size, model: Any, batch: Any, hp: Hyperparameters, key: jax.Array) -> jax.Array:
+        if not size.is_traced:
+            return _loss(experiment, model, batch, hp, key)
+        with padded_batch(size) as padded:
+            loss = _loss(experiment, model, batch, hp, key)
+        if not padded.averaged:  # found out by the tracing: then the batch size is static
+            raise TypeError("a traced batch size needs a loss that takes its mean with vt.nn.batch_mean")
+        return loss
+
+    def first_rows(order: jax.Array, batch_size: Size) -> dict[str, jax.Array]:
         # The rows of the next batch are carried, so that they are worked out once a step: within a step the
         # compiler would fuse their arithmetic into the gather and repeat it for each number of a row.
-        rows = batch_indices(order, jnp.int32(0), batch_size, n_train)
+        rows = batch_indices(order, jnp.int32(0), batch_size.value, n_train, batch_size.most)
         return {"step": jnp.int32(0), "order": order, "rows": rows}
 
-    def next_rows(state: Any) -> dict[str, jax.Array]:
-        step = state["step"] + 1
-        rows = batch_indices(state["order"], step, len(state["rows"]), n_train)
+    def next_rows(state: Any, hp: Hyperparameters) -> dict[str, jax.Array]:
+        step, size = state["step"] + 1, experiment.lane_batch(hp)
+        rows = batch_indices(state["order"], step, size.value, n_train, size.most)
         return {"step": step, "order": state["order"], "rows": rows}
 
     def shared_rows(batch_size: int, step: jax.Array) -> jax.Array:
@@ -304,7 +322,7 @@ def _build(experiment: Experiment) -> Task:
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             model = kind.bind(hp, params, state["rest"], key, train=True)
-            loss = _loss(experiment, model, batch, hp, key)
+            loss = loss_on(experiment.lane_batch(hp), model, batch, hp, key)
             return loss, kind.collect(model, state["rest"])
 
         loss_fn = with_fast_convolutions(loss_fn)
@@ -314,7 +332,7 @@ def _build(experiment: Experiment) -> Task:
             value=loss, grad=grads, value_fn=lambda params: loss_fn(params)[0],
         )  # fmt: skip
         params = optax.apply_updates(state["params"], updates)
-        return {"params": params, "rest": rest, "opt": opt, **({} if shared else next_rows(state))}, loss
+        return {"params": params, "rest": rest, "opt": opt, **({} if shared else next_rows(state, hp))}, loss
 
     def evaluate(state: Any, hp: Hyperparameters) -> dict[str, jax.Array]:
         return metrics_on(experiment, kind_of(hp), state, hp, valid, n_valid)

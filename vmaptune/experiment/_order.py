@@ -17,7 +17,9 @@ def shuffle_rounds(n: int) -> int:
     return 2 * max(1, (n - 1).bit_length()) + 8
 
 
-def batch_indices(key_words: jax.Array, step: jax.Array, batch_size: int, n: int) -> jax.Array:
+def batch_indices(
+    key_words: jax.Array, step: jax.Array, batch_size: int | jax.Array, n: int, most: int | None = None
+) -> jax.Array:
     """The examples of one batch, as int32 indices below `n`, shape `[B]`.
 
     Batches run through the epochs' orders without a gap: batch `step` holds positions `step * B` to
@@ -27,13 +29,15 @@ def batch_indices(key_words: jax.Array, step: jax.Array, batch_size: int, n: int
     Args:
       key_words: uint32[2], the trial's own.
       step: the number of the batch, from 0.
+      most: how many indices are wanted where `batch_size` is traced; those from `batch_size` on are of the next batch.
     """
+    count = batch_size if most is None else most
     if n == 1:
-        return jnp.zeros(batch_size, jnp.int32)
+        return jnp.zeros(count, jnp.int32)
     size = jnp.uint32(n)
-    start = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(batch_size)
+    start = jnp.asarray(step).astype(jnp.uint32) * jnp.asarray(batch_size).astype(jnp.uint32)
     epoch, first = start // size, start % size
-    position = first + jnp.arange(batch_size, dtype=jnp.uint32)
+    position = first + jnp.arange(count, dtype=jnp.uint32)
     in_next = position >= size
     x = jnp.where(in_next, position - size, position)
     rounds = shuffle_rounds(n)

@@ -5,7 +5,7 @@ the largest width that the program serves otherwise: the same model runs dense, 
 one program for all widths.
 """
 
-from vmaptune.nn._batch import batch_mean
+from vmaptune.nn._batch import batch_mean, padded_batch
 from vmaptune.nn._blocks import Blocks
 from vmaptune.nn._choice import Chosen, activation, select
 from vmaptune.nn._dropout import Dropout, LinenDropout
@@ -31,6 +31,7 @@ __all__ = [
     "activation",
     "batch_mean",
     "noted",
+    "padded_batch",
     "select",
     "size",
 ]  # fmt: skip
