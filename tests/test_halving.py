@@ -7,6 +7,7 @@ import math
 import random
 from statistics import mean, median
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from vmaptune.search.halving import (
     rungs,
     survivors,
 )
+from vmaptune.study._stopping import Rules, Stopping
 
 NAN, INF = math.nan, math.inf
 VALUES = st.one_of(st.floats(-100, 100), st.sampled_from([NAN, INF, -INF, 0.0, 1.0]))
@@ -368,3 +370,31 @@ def test_median_decisions_agree_with_a_plain_reading_and_with_a_rebuilt_rule(rep
     rebuilt = MedianStopping(grace, least).rule(reports[:cut])
     assert rebuilt.replay(reports[cut:]) == decisions[cut:]
     assert rebuilt.stopped == rule.stopped
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_rules_rebuilt_from_the_ledger_in_any_order_decide_as_before(kind, seed):
+    rng = np.random.default_rng(seed)
+    stopping = Stopping(kind, eta=2, min_steps=2)
+    rules = Rules(stopping, 2)
+    curves: dict[int, list[tuple[int, float]]] = {t: [] for t in range(9)}
+    stopped: set[int] = set()
+
+    def segment(rules, step, trials):
+        return rules.decide(0, 16, [(t, step, curves[t][-1][1]) for t in trials])
+
+    cut = int(rng.integers(1, 6)) * 2
+    for step in range(2, cut + 1, 2):
+        alive = [t for t in curves if t not in stopped]
+        for t in alive:
+            curves[t].append((step, float(rng.choice([rng.normal(), math.nan], p=[0.95, 0.05]))))
+        stopped |= set(segment(rules, step, alive))
+    again = Rules(stopping, 2)
+    for t in rng.permutation(9):
+        again.restore(0, 16, int(t), curves[int(t)], int(t) in stopped)
+    alive = [t for t in curves if t not in stopped]
+    for t in alive:
+        curves[t].append((cut + 2, float(rng.normal())))
+    assert segment(again, cut + 2, alive) == segment(rules, cut + 2, alive)

@@ -299,10 +299,9 @@ class MedianRule:
 
     def report(self, trial: int, step: int, value: float) -> bool:
         """Records a trial's value after `step` steps; True means: stop it."""
-        curve = self._curves.setdefault(trial, _Curve())
-        if trial in self.stopped or (curve.steps and step <= curve.steps[-1]):
+        if not self.record(trial, step, value):
             return trial in self.stopped
-        curve.add(step, value)
+        curve = self._curves[trial]
         stop = not math.isfinite(value)
         if not stop and step >= self.options.grace_steps:
             others = [c.average(step) for t, c in self._curves.items() if t != trial and c.covers(step)]
@@ -310,6 +309,14 @@ class MedianRule:
         if stop:
             self.stopped.add(trial)
         return stop
+
+    def record(self, trial: int, step: int, value: float) -> bool:
+        """Records without a decision; False where it is no news."""
+        curve = self._curves.setdefault(trial, _Curve())
+        if trial in self.stopped or (curve.steps and step <= curve.steps[-1]):
+            return False
+        curve.add(step, value)
+        return True
 
     def standing(self, trial: int) -> Reached:
         """The last step and value of a trial; rung 0 and NaN for one without a report."""

@@ -85,6 +85,15 @@ class Rules:
                 self._rules[key] = Halving(self.stopping.eta, first).rule(steps, every=self.every)
         return self._rules[key]
 
+    def restore(self, round: int, steps: int, trial: int, curve: Sequence[tuple[int, float]], stopped: bool) -> None:
+        """Takes in what the ledger holds of a trial: its (step, value) reports, and whether it was stopped. When this
+        has been done for all trials, in any order, the rules decide as if they had never been away."""
+        rule = self.rule(round, steps)
+        for step, value in curve:
+            rule.record(trial, step, value)
+        if stopped:
+            rule.stopped.add(trial)
+
     def decide(self, round: int, steps: int, reports: Sequence[Report]) -> dict[int, str]:
         """Records what a segment says of trials; returns those to stop, each with the reason."""
         rule = self.rule(round, steps)
