@@ -28,6 +28,7 @@ from vmaptune.study._outcome import outcome, save_models, scored
 from vmaptune.study._population import Population
 from vmaptune.study._progress import Counts, Listener, Silent
 from vmaptune.study._report import RoundReport
+from vmaptune.study._stopping import stopping_lanes
 from vmaptune.study._structure import Structure
 from vmaptune.study._training import Training
 
@@ -173,9 +174,10 @@ class StudyRun:
         return self._slice_so_far()
 
     def _begin_next(self) -> None:
-        """Fills free lanes with the next round's trials."""
+        """Fills free lanes with the next round's trials, unless many of this one still wait for lanes of other groups."""
         number = self.counts.round + 1
-        if self.counts.phase == "search" and number < len(self.budget.rounds):
+        many = self.training.waiting() > stopping_lanes(self.options)
+        if self.counts.phase == "search" and number < len(self.budget.rounds) and not many:
             self.space = self._zoomed(self.space, self._slice_so_far())
             self.training.add(self._begin_round(number), self._keeps)
 

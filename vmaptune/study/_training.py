@@ -90,6 +90,10 @@ class Training:
         self.counts.lanes = list(self.lanes.values())
         self.counts.submitted += len(rows)
 
+    def waiting(self) -> int:
+        """Trials that wait for a lane, of all groups."""
+        return sum(each.waiting for each in self.lanes.values())
+
     def standing(self, row: TrialRow) -> Scored:
         """A trial that still trains, by the furthest rung that it has reached."""
         rule = self.rules.rule(row.round, self.experiment.total_steps(row.params))
