@@ -174,7 +174,7 @@ class StudyRun:
         return self._slice_so_far()
 
     def _begin_next(self) -> None:
-        """Fills free lanes with the next round's trials, unless many of this one still wait for lanes of other groups."""
+        """Fills free lanes with the next round's trials, unless many of this one still wait for other groups."""
         number = self.counts.round + 1
         many = self.training.waiting() > stopping_lanes(self.options)
         if self.counts.phase == "search" and number < len(self.budget.rounds) and not many:
