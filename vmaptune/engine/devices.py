@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import sys
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+
+CACHE_SIZE = 2**30  # bytes of compiled programs that are kept
 
 
 def cpu_cores() -> int:
@@ -15,12 +21,58 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cache_folder() -> Path:
+    """Where compiled programs and measured plans are kept from run to run: the user's own cache folder.
+
+    `VMAPTUNE_CACHE` names another one.
+    """
+    named = os.environ.get("VMAPTUNE_CACHE")
+    if named:
+        return Path(named)
+    home = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    return Path(home or Path.home() / ".cache") / "vmaptune"
+
+
+def keep_compiled_programs() -> None:
+    """Turns on JAX's persistent cache of compiled programs, unless the person has set one up or turned it off."""
+    config: Any = jax.config
+    if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
+        return
+    try:
+        folder = cache_folder() / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return  # a home that cannot be written: every run compiles anew
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    _forget_oldest(folder, CACHE_SIZE)
+
+
+def _forget_oldest(folder: Path, size: int) -> None:
+    """Deletes the files that were used longest ago until the rest takes at most `size` bytes."""
+    files = []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):  # another run may delete it at this moment
+            found = path.stat()
+            files.append((max(found.st_atime, found.st_mtime), found.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, taken, path in sorted(files):
+        if total <= size:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+        total -= taken
+
+
 def prepare_devices() -> str | None:
     """Makes every CPU core a host device of its own; to be called before JAX starts its backend.
+
+    Turns on the persistent cache of compiled programs as well.
 
     Returns:
       None, or a note to show the person when JAX had started already and lanes therefore share one device.
     """
+    keep_compiled_programs()
     cores = cpu_cores()
     if cores == 1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return None

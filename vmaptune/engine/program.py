@@ -1,10 +1,10 @@
-"""One group's compiled segment. THE one vmap of the package is here, in `_tile`.
+"""One group's compiled segment. THE one vmap of the package is here, in `over_lanes`.
 
-A segment is: fresh lanes initialised, `n` training steps of every lane, one evaluation of every lane. The lanes of
-a device are split into tiles; one tile runs its whole segment before the next one starts, so that its state stays in
-the cache, and a tile in which nobody trains is passed over. The functions of the task are traced once each, for a
-single lane; arrays that they close over (the data) become arguments, so that they live on the devices once and are
-no constants of the program.
+A segment is: fresh lanes initialised (an executable of its own, run only when there are some), `n` training steps of
+every lane, one evaluation of every lane. The lanes of a device are split into tiles; one tile runs its whole segment
+before the next one starts, so that its state stays in the cache, and a tile in which nobody trains is passed over.
+The functions of the task are traced once each, for a single lane; arrays that they close over (the data) become
+arguments, so that they live on the devices once and are no constants of the program.
 """
 
 from __future__ import annotations
@@ -199,33 +199,37 @@ class Program:
         self.consts = _on_devices(tuple(p.consts for p in parts), self.everywhere, shared)
         self.compile_seconds = 0.0
         self.memory_bytes = 0
-        self._compiled = self._compile()
-        self._never_fresh = jax.device_put(np.zeros(plan.width, bool), self.by_lane)
+        self._fill, self._train = self._compile()
         self._counts: dict[int, jax.Array] = {}
 
-    def _compile(self) -> Any:
+    def _compile(self) -> tuple[Any, Any]:
+        """The two executables: one fills fresh lanes, the other trains and measures."""
         started = time.perf_counter()
-        by_lane, alike = P("lanes"), P()
-        device = jax.shard_map(
-            _device(self.functions, self.plan, self.uneven), mesh=self.mesh,
-            in_specs=(alike, by_lane, by_lane, by_lane, by_lane, by_lane, alike), out_specs=by_lane, check_vma=False,
-        )  # fmt: skip
         L = self.plan.width
-        shapes = (
-            self.consts,
-            self.state_shapes(),
-            {n: _shape((L,), s.dtype, self.by_lane) for n, s in self.traced.items()},
-            _shape((L,), jnp.uint32, self.by_lane),
-            _shape((L,), jnp.bool_, self.by_lane),
-            _shape((L,), jnp.int32, self.by_lane),
-            _shape((), jnp.int32, self.everywhere),
+        hp = {n: _shape((L,), s.dtype, self.by_lane) for n, s in self.traced.items()}
+        seeds, fresh, limits = (_shape((L,), dtype, self.by_lane) for dtype in (jnp.uint32, jnp.bool_, jnp.int32))
+        state = self.state_shapes()
+        fill = self._sharded(_fill_tile(self.functions), 5).lower(self.consts[0], state, hp, seeds, fresh)
+        n = _shape((), jnp.int32, self.everywhere)
+        train = self._sharded(_train_tile(self.functions, self.uneven), 6).lower(
+            self.consts[1:], state, hp, seeds, limits, n
         )
-        compiled = jax.jit(device, donate_argnums=1).lower(*shapes).compile()
-        memory = compiled.memory_analysis()
+        # Filling runs once a trial and is long, straight code: optimising it takes longer than it ever runs.
+        quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        both = fill.compile(compiler_options=quick), train.compile()
+        memory = both[1].memory_analysis()
         if memory is not None:
             self.memory_bytes = int(memory.temp_size_in_bytes + memory.argument_size_in_bytes)
         self.compile_seconds = time.perf_counter() - started
-        return compiled
+        return both
+
+    def _sharded(self, tile: Callable[..., Any], count: int) -> Any:
+        """A tile's function of `count` arguments over all tiles and devices; the second one's buffers are given up."""
+        specs = [P(), *[P("lanes")] * 4, P()][:count]
+        whole = jax.shard_map(
+            _device(tile, self.plan), mesh=self.mesh, in_specs=tuple(specs), out_specs=P("lanes"), check_vma=False
+        )
+        return jax.jit(whole, donate_argnums=1)
 
     def state_shapes(self) -> Any:
         """The packed state of `plan.width` lanes as shapes: (the task's state, steps done, first bad step)."""
@@ -247,53 +251,67 @@ class Program:
         `fresh` [L] marks lanes to initialise, `limits` [L] int32 are the steps at which lanes end; a lane with a
         limit that it has reached, such as 0, is idle.
         """
-        mask = self._never_fresh if fresh is None else self.put(fresh)
+        if fresh is not None:
+            state, _ = self._fill(self.consts[0], state, hp, seeds, self.put(fresh))
         if n not in self._counts:
             self._counts[n] = jax.device_put(np.int32(n), self.everywhere)
-        return self._compiled(self.consts, state, hp, seeds, mask, limits, self._counts[n])
+        return self._train(self.consts[1:], state, hp, seeds, limits, self._counts[n])
 
 
-def _device(functions: LaneFunctions, plan: Plan, uneven: bool) -> Callable[..., Any]:
-    """A segment of one device's lanes, tile after tile."""
-    tile = _tile(functions, uneven)
+def _device(tile: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
+    """The tiles of one device, one after another: the same function as `tile`, of all of the device's lanes.
+
+    `tile(consts, carry, *by_lane, *rest)` takes arrays of its own lanes, and numbers that all share as the rest; it
+    returns the new carry and its results.
+    """
     if plan.tiles == 1:
         return tile
 
-    def device(consts: Any, carry: Any, hp: Any, seeds: Any, fresh: Any, limits: Any, n: Any) -> Any:
+    def device(consts: Any, carry: Any, *more: Any) -> Any:
+        rest = [a for a in more if getattr(a, "shape", None) == ()]
         split = jax.tree.map(
-            lambda a: a.reshape((plan.tiles, plan.lanes, *a.shape[1:])), (carry, hp, seeds, fresh, limits)
+            lambda a: a.reshape((plan.tiles, plan.lanes, *a.shape[1:])), (carry, *more[: len(more) - len(rest)])
         )
-        nothing = jax.tree.map(
-            lambda s: jnp.zeros((plan.tiles, plan.lanes, *s.shape), s.dtype), _result_shapes(functions)
-        )
+
+        def run(t: Any, lanes: Any) -> Any:
+            mine = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, t, 0, keepdims=False), lanes)
+            return tile(consts, *mine, *rest)
+
+        shapes = jax.eval_shape(lambda: run(0, split)[1])
+        results = jax.tree.map(lambda s: jnp.zeros((plan.tiles, *s.shape), s.dtype), shapes)
 
         def one(t: Any, both: Any) -> Any:
-            carry, results = both
-            mine = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, t, 0, keepdims=False), (carry, *split[1:]))
-            new, result = tile(consts, *mine, n)
-            put = jax.lax.dynamic_update_index_in_dim
-            return (
-                jax.tree.map(lambda whole, part: put(whole, part, t, 0), carry, new),
-                jax.tree.map(lambda whole, part: put(whole, part, t, 0), results, result),
-            )
+            new = run(t, (both[0], *split[1:]))
+            return jax.tree.map(lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part, t, 0), both, new)
 
-        both = jax.lax.fori_loop(0, plan.tiles, one, (split[0], nothing))
+        both = jax.lax.fori_loop(0, plan.tiles, one, (split[0], results))
         return jax.tree.map(lambda a: a.reshape((plan.tiles * plan.lanes, *a.shape[2:])), both)
 
     return device
 
 
-def _tile(functions: LaneFunctions, uneven: bool) -> Callable[..., Any]:
-    """A segment of one tile's lanes: the single-lane functions, with the lane axis added here, once."""
+def _fill_tile(functions: LaneFunctions) -> Callable[..., Any]:
+    """One tile's fresh lanes initialised, the others as they are."""
 
-    def tile(consts: Any, carry: Any, hp: Any, seeds: Any, fresh: Any, limits: Any, n: Any) -> Any:
-        init_consts, step_consts, evaluate_consts, shared_consts = consts
+    def fill(consts: Any, lane: Any, arrays: Any, seed: Any, fresh: Any) -> Any:
+        first = (pack(functions.init.call(consts, arrays, seed)), jnp.int32(0), jnp.int32(NEVER))
+        return jax.tree.map(lambda new, old: jnp.where(fresh, new, old), first, lane)
 
-        def fill(lane: Any, arrays: Any, seed: Any, is_fresh: Any) -> Any:
-            first = (pack(functions.init.call(init_consts, arrays, seed)), jnp.int32(0), jnp.int32(NEVER))
-            return jax.tree.map(lambda new, old: jnp.where(is_fresh, new, old), first, lane)
+    def tile(consts: Any, carry: Any, hp: Any, seeds: Any, fresh: Any) -> Any:
+        lanes = over_lanes(fill)
+        # the predicate is one for the tile, so this is a real branch
+        return jax.lax.cond(fresh.any(), lambda c: lanes(consts, c, hp, seeds, fresh), lambda c: c, carry), ()
 
-        def train(lane: Any, arrays: Any, seed: Any, limit: Any, start: Any) -> Any:
+    return tile
+
+
+def _train_tile(functions: LaneFunctions, uneven: bool) -> Callable[..., Any]:
+    """A segment of one tile's lanes."""
+
+    def tile(consts: Any, carry: Any, hp: Any, seeds: Any, limits: Any, n: Any) -> Any:
+        step_consts, evaluate_consts, shared_consts = consts
+
+        def train(start: Any, lane: Any, arrays: Any, seed: Any, limit: Any) -> Any:
             def body(t: Any, c: Any) -> Any:
                 (state, done, bad, total), alike = c
                 new, loss = functions.step.call(
@@ -317,18 +335,25 @@ def _tile(functions: LaneFunctions, uneven: bool) -> Callable[..., Any]:
             return (state, done, bad), Result(total / (done - lane[1]), bad, done, metrics)
 
         def live(carry: Any) -> Any:
-            carry = jax.lax.cond(fresh.any(), lambda c: jax.vmap(fill)(c, hp, seeds, fresh), lambda c: c, carry)
             # in lockstep all lanes of a tile that still train have done as many steps, others fewer
-            return jax.vmap(train, in_axes=(0, 0, 0, 0, None))(carry, hp, seeds, limits, carry[1].max())
+            return over_lanes(train)(carry[1].max(), carry, hp, seeds, limits)
 
         def idle(carry: Any) -> Any:
             shapes = _result_shapes(functions)
             return carry, jax.tree.map(lambda s: jnp.zeros((len(limits), *s.shape), s.dtype), shapes)
 
-        # the predicates are one for the tile, so these are real branches
-        return jax.lax.cond((fresh | (carry[1] < limits)).any(), live, idle, carry)
+        return jax.lax.cond((carry[1] < limits).any(), live, idle, carry)  # one predicate, so a real branch
 
     return tile
+
+
+def over_lanes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """THE one vmap: a single lane's function, its first argument alike for all, for the lanes of a tile."""
+
+    def lanes(alike: Any, *by_lane: Any) -> Any:
+        return jax.vmap(lambda *mine: function(alike, *mine))(*by_lane)
+
+    return lanes
 
 
 def _result_shapes(functions: LaneFunctions) -> Result:

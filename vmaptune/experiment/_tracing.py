@@ -79,15 +79,22 @@ def find_statics(experiment: Experiment, task: Task | None = None, file: str | N
     first = {n: v.item() if isinstance(v, np.generic) else v for n, v in first.items()}
     first |= space.lane_values(first, [n for n, d in space.items() if d.numeric])
 
+    known: dict[frozenset[str], Exception | None] = {}
+
     def failure(traced: tuple[str, ...], others: Mapping[str, Any] = {}) -> Exception | None:
-        return trace_failure(experiment, task, {**first, **others}, traced)
+        if others:
+            return trace_failure(experiment, task, {**first, **others}, traced)
+        names = frozenset(traced)
+        if names not in known:
+            known[names] = trace_failure(experiment, task, first, traced)
+        return known[names]
 
     traced = tuple(n for n, d in space.items() if d.numeric and not d.static)
     continuous = tuple(n for n in traced if space[n].n_values is None)
     if failure(traced) is None:
         return _settled(experiment, task, first, traced)
 
-    wrong = failure(())
+    wrong = failure(continuous) and failure(())
     if wrong is not None:
         whole = {n: max(1, round(first[n])) for n in continuous}
         if not isinstance(wrong, InputError) and not _same_place(failure((), whole), wrong):
@@ -95,7 +102,7 @@ def find_statics(experiment: Experiment, task: Task | None = None, file: str | N
                 if _same_place(failure((), {**whole, name: first[name]}), wrong):
                     raise InputError(_fraction(name, space, first[name], wrong, file)) from wrong
         raise_as_input_error(wrong, file, first)
-    for name in continuous:
+    for name in continuous if failure(continuous) else ():
         refused = failure((name,))
         if refused is not None:
             raise InputError(_refusal(name, space, refused, file)) from refused
