@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vmaptune as vt
+from vmaptune.cli import main
 from vmaptune.errors import InputError
 from vmaptune.search.zoom import Scored, leaning, zoom
 from vmaptune.space import Space, parse_expression
@@ -110,3 +112,48 @@ def test_it_can_be_typed():
 def test_mistakes_are_told(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+EXPERIMENT = """
+import jax.numpy as jnp, numpy as np, optax
+import vmaptune as vt
+
+def optimizer(hp, steps):
+    if hp.kind == "sgd":
+        return optax.sgd(hp.rate, momentum=hp.momentum)
+    return optax.adam(hp.rate)
+
+def loss(w, batch):
+    return ((batch[0] @ w - batch[1]) ** 2).mean()
+
+def data():
+    x = np.random.default_rng(0).normal(size=(48, 3)).astype(np.float32)
+    y = x @ np.array([1, -2, 0.5], np.float32)
+    return vt.Data(train=(x[:32], y[:32]), valid=(x[32:], y[32:]))
+
+experiment = vt.Experiment(
+    space={"kind": vt.choice(["sgd", "adam"]), "rate": vt.loguniform(1e-3, 1e-1),
+           "momentum": vt.uniform(0.1, 0.9, when={"kind": ["sgd"]})},
+    model=lambda hp, rngs: jnp.zeros(3), optimizer=optimizer, loss=loss, data=data, batch_size=8, steps=20,
+)
+"""
+
+
+def test_a_study_shows_an_absent_setting_as_empty(tmp_path):
+    (tmp_path / "e.py").write_text(EXPERIMENT)
+    out = tmp_path / "s"
+    assert main(["run", str(tmp_path / "e.py"), "--trials", "32", "--rounds", "2", "--out", str(out), "--quiet"]) == 0
+    with open(out / "trials.csv", newline="") as lines:
+        for row in csv.DictReader(lines):
+            assert (row["params.momentum"] == "") == (row["params.kind"] == "adam")
+    study = vt.load(out)
+    adam = next(t for t in study.trials() if t.params["kind"] == "adam")
+    assert adam.params["momentum"] is None
+    assert vt.replay(study, adam.trial).agrees
+    assert study.best_model().shape == (3,)
+
+
+def test_check_shows_the_condition(tmp_path, capsys):
+    (tmp_path / "e.py").write_text(EXPERIMENT)
+    assert main(["check", str(tmp_path / "e.py"), "--trials", "16"]) == 0
+    assert "when={'kind': ['sgd']}" in capsys.readouterr().out
