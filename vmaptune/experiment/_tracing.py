@@ -72,6 +72,17 @@ def find_statics(experiment: Experiment, task: Task | None = None, file: str | N
     Raises:
       InputError: a continuous setting that is used as a static one; a model, loss or metric that fails.
     """
+    with noted() as read:  # by masked layers, while it was traced
+        traced = _find_traced(experiment, task, file)
+    space = experiment.space
+    assert isinstance(space, Space)
+    return Statics(
+        tuple(n for n in space if n not in traced), tuple(n for n in space if n in traced),
+        tuple(n for n in space if n in traced and n in read),
+    )  # fmt: skip
+
+
+def _find_traced(experiment: Experiment, task: Task | None, file: str | None) -> tuple[str, ...]:
     space = experiment.space
     assert isinstance(space, Space)
     task = task or experiment.build()
@@ -92,7 +103,7 @@ def find_statics(experiment: Experiment, task: Task | None = None, file: str | N
     traced = tuple(n for n, d in space.items() if d.numeric and not d.static)
     continuous = tuple(n for n in traced if space[n].n_values is None)
     if failure(traced) is None:
-        return _settled(experiment, task, first, traced)
+        return _with_choices(experiment, task, first, traced)
 
     wrong = failure(continuous) and failure(())
     if wrong is not None:
@@ -112,11 +123,13 @@ def find_statics(experiment: Experiment, task: Task | None = None, file: str | N
     together = failure(traced)
     if together is not None:
         raise_as_input_error(together, file, first)
-    return _settled(experiment, task, first, traced)
+    return _with_choices(experiment, task, first, traced)
 
 
-def _settled(experiment: Experiment, task: Task, first: Mapping[str, Any], traced: tuple[str, ...]) -> Statics:
-    """With the choices that `vt.nn.select` alone reads traced too; and which settings masked layers read."""
+def _with_choices(
+    experiment: Experiment, task: Task, first: Mapping[str, Any], traced: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The traced settings, and the choices that `vt.nn.select` alone reads."""
     space = experiment.space
     assert isinstance(space, Space)
     for name, d in space.items():
@@ -126,10 +139,7 @@ def _settled(experiment: Experiment, task: Task, first: Mapping[str, Any], trace
             continue
         if trace_failure(experiment, task, first, (*traced, name)) is None:
             traced = (*traced, name)
-    with noted() as structure:
-        trace_failure(experiment, task, first, traced)
-    traced = tuple(n for n in space if n in traced)
-    return Statics(tuple(n for n in space if n not in traced), traced, tuple(n for n in traced if n in structure))
+    return traced
 
 
 def trace_failure(
