@@ -190,8 +190,8 @@ def _steps(data: StudyData) -> list[Advice]:
 def _fix(data: StudyData) -> list[Advice]:
     seen = {i.name for i in (*data.importance, *data.importance_all) if i.matters}
     seen |= {lean.name for lean in data.leanings}
-    idle = [i.name for i in data.importance if i.name not in seen and data.first[i.name].n_values != 1]
-    if not idle or len(idle) == len(data.first):
+    idle = [i.name for i in data.importance if i.name not in seen]
+    if not idle or len(idle) == len(data.varied):
         return []
     some = " and ".join([", ".join(idle[:-1]), idle[-1]] if len(idle) > 1 else idle)
     them = "it" if len(idle) == 1 else "them"

@@ -103,7 +103,7 @@ def infeasible(data: StudyData) -> Picture | None:
         return None
     ended = (data.state != State.RUNNING) & (data.state != State.FAIL)
     parts = []
-    for name in data.first:
+    for name in data.varied:
         ax = axis_of(data, name)
         c = ax.place(column(data.params, name))
         zero = (c == ax.zero) if ax.zero is not None else np.zeros(data.n, bool)
@@ -172,7 +172,7 @@ def infeasible(data: StudyData) -> Picture | None:
         f"{total:,} of {int(ended.sum()):,} trials were infeasible. The clearest region is {where} {worst[0]}, where "
         f"{worst[4]} of {worst[3]} were."
     )
-    hidden = f" The {len(parts)} settings that differ most are shown." if len(data.first) > len(parts) else ""
+    hidden = f" The {len(parts)} settings that differ most are shown." if len(data.varied) > len(parts) else ""
     return Picture("infeasible", "Where training broke down", spoken,
                    f"The share of infeasible trials in each part of a range, with its 90 % interval.{hidden}",
                    traces, layout, Table(["setting", "values", "trials", "infeasible", "share"], rows))  # fmt: skip

@@ -90,6 +90,11 @@ class StudyData:
         return (self.state == State.COMPLETE) & np.isfinite(self.final)
 
     @cached_property
+    def feasible(self) -> np.ndarray:
+        """Complete ones and those that were stopped early: their best value over training is known."""
+        return (self.complete | self.stopped) & np.isfinite(self.best)
+
+    @cached_property
     def cost(self) -> np.ndarray:
         """[N] of the end; NaN unless COMPLETE."""
         return self.sign * self.final
@@ -205,13 +210,19 @@ class StudyData:
         # Only the order counts, and values of different rungs have none but that of their rungs.
         places = {key: place for place, key in enumerate(sorted({_key(s) for s in found if math.isfinite(s.value)}))}
         values = [places[_key(s)] if math.isfinite(s.value) else math.nan for s in found]
-        return importance(self.first, [s.params for s in found], values, resamples=RESAMPLES)
+        varied = Space({name: self.first[name] for name in self.varied})
+        return importance(varied, [s.params for s in found], values, resamples=RESAMPLES)
+
+    @cached_property
+    def varied(self) -> list[str]:
+        """The settings with more than one value, in the space's order; all of them where none has."""
+        return [name for name, d in self.first.items() if d.n_values != 1] or list(self.first)
 
     @cached_property
     def by_importance(self) -> list[str]:
-        """All settings, those that matter most first; in the space's order where nothing is known."""
-        known = [i.name for i in self.importance]
-        return known + [name for name in self.first if name not in known]
+        """The same, those that matter most first; in the space's order where nothing is known."""
+        known = [i.name for i in self.importance if i.name in self.varied]
+        return known + [name for name in self.varied if name not in known]
 
 
 def gather(reader: Reading) -> StudyData:

@@ -34,7 +34,7 @@ def parallel(data: StudyData) -> Picture:
         if gone.any():
             values, texts = [off, *values], ["off", *texts]
         dimensions.append(_dimension(name, np.where(gone, off, c)[shown], [low, ax.range[1]], values, texts))
-    va = value_axis(data.best[data.complete], data.maximize)
+    va = value_axis(data.best[data.feasible], data.maximize)
     clipped, _ = va.clip(data.best)
     low, high = (math.log10(va.low), math.log10(va.high)) if va.log else (va.low, va.high)
     y = np.log10(clipped) if va.log else clipped
@@ -62,7 +62,7 @@ def parallel(data: StudyData) -> Picture:
     layout = base_layout(430, margin={"l": 56, "r": 64, "t": 56 if len(dimensions) <= 7 else 84, "b": 24})
     some = f" {len(shown):,} of {data.n:,} trials are drawn, the best among them." if len(shown) < data.n else ""
     spoken = (
-        f"Parallel coordinates: one line for each of {len(shown):,} trials through {len(data.first)} settings, "
+        f"Parallel coordinates: one line for each of {len(shown):,} trials through {len(data.varied)} settings, "
         f"ending at its {data.objective}. The controls below choose a part of any axis from the keyboard."
     )
     caption = (
@@ -112,8 +112,7 @@ def parallel_words(data: StudyData) -> dict[str, Any]:
 
 def _drawn(data: StudyData) -> np.ndarray:
     """The trials of the parallel coordinates, the best last, so that they lie over the others."""
-    seen = np.isfinite(data.best) & (data.complete | data.stopped)
-    shown = data.shown[seen[data.shown] | data.infeasible[data.shown]]
+    shown = data.shown[(data.feasible | data.infeasible)[data.shown]]
     shown = shown[np.argsort(-data.rank[shown] - 1.0 * data.infeasible[shown], kind="stable")]
     if len(shown) <= MOST_LINES:
         return shown
@@ -124,7 +123,7 @@ def _drawn(data: StudyData) -> np.ndarray:
 
 def pair(data: StudyData, x_name: str | None = None, y_name: str | None = None) -> Picture | None:
     """The two settings that matter most (or any two) against each other, coloured by how good the trial was."""
-    names = [n for n in data.by_importance if data.first[n].n_values != 1]
+    names = data.by_importance
     if x_name is None or y_name is None:
         if len(names) < 2:
             return None
@@ -133,7 +132,7 @@ def pair(data: StudyData, x_name: str | None = None, y_name: str | None = None) 
     x = xa.scattered(column(data.params, x_name), data.trial)
     y = ya.scattered(column(data.params, y_name), data.trial + 1)
     shown = data.shown[np.isfinite(x[data.shown]) & np.isfinite(y[data.shown])]
-    good = shown[(data.complete | data.stopped)[shown] & np.isfinite(data.best[shown])]
+    good = shown[data.feasible[shown]]
     good = good[np.argsort(-data.rank[good], kind="stable")]
     lost = shown[data.infeasible[shown]]
     hover = (
@@ -268,7 +267,7 @@ def random_not_grid(data: StudyData) -> Picture | None:
 
     After Bergstra and Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 2012, figure 1.
     """
-    names = [n for n in data.by_importance if data.first[n].n_values != 1]
+    names = data.by_importance
     if len(names) < 2:
         return None
     x_name = next((n for n in names if data.first[n].options is None), names[0])

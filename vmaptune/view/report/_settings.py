@@ -29,7 +29,7 @@ def axis_of(data: StudyData, name: str) -> SettingAxis:
 
 def objective_axis(data: StudyData) -> ValueAxis:
     """The axis of the best value over training, the same in every axis plot."""
-    return value_axis(data.best[data.complete], data.maximize)
+    return value_axis(data.best[data.feasible], data.maximize)
 
 
 def axis(data: StudyData, name: str) -> Picture:
@@ -107,7 +107,7 @@ def isolation(data: StudyData, name: str) -> Picture:
     rows, x, y, dots, ids, low_high = [], [], [], [], [], []
     others_x, others_y = [], []
     for label, (a, b), inside in members:
-        good = inside[data.complete[inside]]
+        good = inside[data.feasible[inside]]
         good = good[np.argsort(data.sign * data.best[good], kind="stable")]
         share = f"{data.infeasible[inside].mean():.0%}" if len(inside) else ""
         if not len(good):
@@ -155,7 +155,7 @@ def isolation(data: StudyData, name: str) -> Picture:
 
 def zoom(data: StudyData) -> Picture:
     """How each round's space lies in the first one, setting by setting."""
-    names = list(data.first)
+    names = data.varied
     rounds = len(data.rounds)
     shapes: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
