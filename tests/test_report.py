@@ -440,3 +440,12 @@ def test_stopped_trials_rank_behind_complete_ones_by_how_long_they_lasted(tmp_pa
     assert data.stopped.any()
     assert data.rank[data.complete].max() < data.rank[data.stopped].min()
     assert data.rank[data.order[0]] == 0
+
+
+def test_a_population_whose_settings_changed_is_said_to_be_one(tmp_path):
+    path = make_study(tmp_path / "s", trials=24, rounds=1, confirm=0)
+    words = "changed settings while the models trained"
+    assert words not in write_report(path).read_text("utf-8")
+    with Ledger.open(path) as ledger:
+        ledger.add_decision(0, "pbt", {"group": 0, "step": 2, "copies": []})
+    assert words in write_report(path).read_text("utf-8")

@@ -83,6 +83,11 @@ def _sections(data: StudyData, found: dict[str, Picture]) -> list[str]:
     if data.infeasible.any():
         legend += '<span><i class="cross">×</i>infeasible</span>'
     parts.append(f'<section id="s-settings"><h2>Each setting</h2><p class="key">{legend}</p>')
+    if any(decision.kind == "pbt" for decision in data.decisions):
+        parts.append(
+            "<p class='lead'>Population-based training changed settings while the models trained: the pictures of "
+            "settings show what each model began with, the answer what the winner ended with.</p>"
+        )
     parts.append(_card(found["zoom"]))
     shade = " The shading is the rounds' narrowing spaces." if len(data.rounds) > 1 else ""
     parts.append(

@@ -19,6 +19,7 @@ from vmaptune.view.words import number
 
 BUCKETS = 10
 TABLE_TRIALS = 10
+MANY_STOPPED = 0.3
 SHADE = 0.2  # of a place that lies in every round's box
 
 
@@ -29,7 +30,9 @@ def axis_of(data: StudyData, name: str) -> SettingAxis:
 
 def objective_axis(data: StudyData) -> ValueAxis:
     """The axis of the best value over training, the same in every axis plot."""
-    return value_axis(data.best[data.feasible], data.maximize)
+    # Where most trials were stopped early, most of them are bad ones.
+    keep = 0.75 if data.stopped.mean() > MANY_STOPPED else 0.9
+    return value_axis(data.best[data.feasible], data.maximize, keep)
 
 
 def axis(data: StudyData, name: str) -> Picture:
@@ -267,7 +270,9 @@ def _boxes_and_bounds(
     leans = {lean.side: lean for lean in data.leanings if lean.name == name}
     if ax.d.kind == "choice":
         return shapes, notes, words
-    for side, at in zip(("lower", "upper"), ax.d.scaled_bounds, strict=True):
+    room = 0.5 if ax.listed else 0.0  # a list ends beside its last value, not in the midst of its points
+    low, high = ax.d.scaled_bounds
+    for side, at in (("lower", low - room), ("upper", high + room)):
         warned = side in leans
         shapes.append({
             "type": "line", "xref": "x", "yref": "paper", "x0": at, "x1": at, "y0": 0, "y1": top, "layer": "below",
