@@ -17,6 +17,7 @@ from vmaptune.engine.devices import memory_bytes
 from vmaptune.errors import InputError
 
 CACHE_BYTES = 512 * 1024  # what a tile's state may take of one core's cache
+TOUCHED_BYTES = 8 * 1024 * 1024  # what a tile's step may touch, by the estimate in `Costs`: large activations
 MAX_CPU_TILE = 64
 ACCELERATOR_MEMORY_SHARE = 0.6
 LANES_MEMORY_SHARE = 0.5  # of the memory at hand that the lanes' states may take
@@ -120,8 +121,11 @@ def default_plan(costs: Costs, *, steps: int, trials: int, pinned: dict[str, int
     devices = pinned.get("devices", jax.local_device_count())
     per_device = max(1, math.ceil(trials / devices))
     if jax.default_backend() == "cpu":
-        fits = max(1, CACHE_BYTES // max(1, costs.state_bytes + costs.step_bytes))
+        fits = max(1, CACHE_BYTES // max(1, costs.state_bytes))
         lanes = 2 ** int(math.log2(min(fits, MAX_CPU_TILE)))
+        if costs.state_bytes <= 2 * CACHE_BYTES:
+            lanes = max(lanes, 2)
+        lanes = min(lanes, 2 ** int(math.log2(max(1, TOUCHED_BYTES // max(1, costs.step_bytes)))))
     else:
         stats: dict[str, Any] = jax.local_devices()[0].memory_stats() or {}
         memory = stats.get("bytes_limit", 8 * 2**30) * ACCELERATOR_MEMORY_SHARE

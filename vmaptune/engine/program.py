@@ -45,6 +45,7 @@ class Hoisted(NamedTuple):
     consts: tuple[jax.Array, ...]
     out: Any  # pytree of ShapeDtypeStruct
     lower: Callable[[], Any]
+    jaxpr: Any = None
 
 
 def hoist(function: Callable[..., Any], *args: Any) -> Hoisted:
@@ -59,7 +60,7 @@ def hoist(function: Callable[..., Any], *args: Any) -> Hoisted:
     def lower() -> Any:
         return jax.jit(call).lower(tuple(closed.consts), *args)
 
-    return Hoisted(call, tuple(closed.consts), out, lower)
+    return Hoisted(call, tuple(closed.consts), out, lower, closed.jaxpr)
 
 
 def is_key(leaf: Any) -> bool:

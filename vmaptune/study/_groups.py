@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vmaptune.engine.plan import Plan, default_plan, lanes_in_memory
+from vmaptune.engine.plan import Plan, lanes_in_memory
+from vmaptune.engine.planner import planned, why
 from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
 from vmaptune.experiment import Experiment, Statics, raise_as_input_error
 from vmaptune.search.pbt import PBT
@@ -33,6 +34,7 @@ class Group:
     functions: LaneFunctions
     steps: int  # of each trial
     plan: Plan
+    why: str  # this plan
     _program: Program | None = None
     evaluate_seconds: float = 0.0  # of one call
 
@@ -108,7 +110,7 @@ class Groups:
             for group in new:
                 self.ledger.add_group(
                     group.number, dict(group.static), group.plan.to_json(), group.program.compile_seconds,
-                    {"memory_bytes": group.program.memory_bytes, **asdict(group.functions.costs())},
+                    {"why": group.why, "memory_bytes": group.program.memory_bytes, **asdict(group.functions.costs())},
                 )  # fmt: skip
         self.counts.phase = phase
 
@@ -127,14 +129,19 @@ class Groups:
             raise_as_input_error(error, self.file, dict(trials[0]))
             raise
         steps = self.experiment.total_steps(trials[0])
-        plan = default_plan(functions.costs(), steps=steps, trials=len(trials), pinned=dict(self.options.plan))
+        plain = self.options.method != "pbt" and not self.options.stopping
+        found = planned(
+            functions, functions.costs(), steps=steps, trials=len(trials), rounds=self.options.rounds,
+            pinned=self.options.plan, shared=self._shared, measure=None if plain else False,
+        )  # fmt: skip
+        plan = found.plan
         if self.options.method == "pbt" and "every" not in self.options.plan:
             plan = replace(plan, every=PBT().interval(steps))
         if self.options.stopping:
             plan = self.options.stopping.plan(plan, steps, stopping_lanes(self.options), self.options.plan)
             every = next((group.plan.every for group in self), plan.every)
             plan = replace(plan, every=every)  # one for all groups, so that their trials meet at the same rungs
-        group = Group(len(self._groups), static, functions, steps, plan)
+        group = Group(len(self._groups), static, functions, steps, plan, why(found))
         self._groups[static] = group
         return group
 

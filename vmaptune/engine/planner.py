@@ -1,0 +1,146 @@
+"""The measured plan: how many lanes a tile should have, by timing the real program on the device at hand.
+
+A tile of one lane is the plain loop, model after model in one compiled scan, and always among the candidates, so a
+plan is never slower than that. What was measured is kept per program and machine and used again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vmaptune.engine.devices import cache_folder, machine
+from vmaptune.engine.plan import Costs, Plan, default_plan
+from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
+
+SPEED = 2e10  # operations a second that small models reach on one CPU core: for the guess whether measuring pays
+LEAST_SECONDS = 100.0  # of a group's training; candidates compile for some seconds, and that is to stay below 5 %
+RUN_SECONDS = 0.05  # of one timing
+REPEATS = 3
+MOST_LANES = 128
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and why it was taken."""
+
+    plan: Plan
+    why: str
+    measured: Mapping[int, float]  # microseconds of one model-step by lanes per tile; empty where nothing was timed
+
+
+def planned(
+    functions: LaneFunctions,
+    costs: Costs,
+    *,
+    steps: int,
+    trials: int,
+    rounds: int = 1,
+    pinned: Mapping[str, int] | None = None,
+    shared: SharedArrays | None = None,
+    measure: bool | None = None,
+) -> Planned:
+    """The plan for `rounds` times `trials` of `steps` each: as pinned, as measured before, measured now, or guessed.
+
+    Args:
+      measure: True times the candidates even for a small run, False never does; None where it pays.
+    """
+    pinned = dict(pinned or {})
+    guess = default_plan(costs, steps=steps, trials=trials, pinned=pinned)
+    if {"lanes", "tiles", "devices"} & set(pinned):
+        return Planned(guess, "as pinned", {})
+    if measure is False:
+        return Planned(guess, "from sizes, not measured", {})
+    file = cache_folder() / "plans" / f"{_key(functions, guess.devices)}.json"
+    measured, why = _read(file), "measured before on this machine"
+    if not measured:
+        seconds = rounds * trials * steps * costs.step_flops / SPEED / guess.devices
+        if measure is None and (seconds < LEAST_SECONDS or jax.default_backend() != "cpu"):
+            return Planned(guess, "from sizes: too small a run to measure for", {})
+        measured, why = _measured(functions, guess, trials, shared), "measured now"
+        _write(file, measured)
+    lanes = min(measured, key=measured.__getitem__)
+    plan = default_plan(costs, steps=steps, trials=trials, pinned={**pinned, "lanes": lanes})
+    return Planned(plan, why, measured)
+
+
+def candidates(guess: Plan, trials: int) -> list[int]:
+    """Lanes per tile to time: one, which is the plain loop, the guess, and four times as many and as few."""
+    most = max(1, trials // guess.devices)
+    wanted = {1, guess.lanes // 4, guess.lanes, guess.lanes * 4}
+    return sorted(n for n in wanted if 1 <= n <= min(most, MOST_LANES))
+
+
+def _measured(functions: LaneFunctions, guess: Plan, trials: int, shared: SharedArrays | None) -> dict[int, float]:
+    def program(lanes: int) -> Program:
+        return Program(functions, functions.traced, replace(guess, lanes=lanes, tiles=1), shared, uneven=False)
+
+    lanes = candidates(guess, trials)
+    with ThreadPoolExecutor(2) as pool:
+        programs = list(pool.map(program, lanes))
+    return {n: model_step_seconds(each) * 1e6 for n, each in zip(lanes, programs, strict=True)}
+
+
+def model_step_seconds(program: Program) -> float:
+    """Seconds of one training step of one model when all lanes train: the least of some timings.
+
+    A segment of many steps less one of a single step, so that evaluation and the call itself are left out.
+    """
+    width = program.plan.width
+    hp = {n: program.put(np.full(width, 0.01, s.dtype)) for n, s in program.traced.items()}
+    seeds = program.put(np.arange(width, dtype=np.uint32))
+    limits = program.put(np.full(width, 2**31 - 1, np.int32))
+    state, result = program.run(program.empty(), hp, seeds, np.ones(width, bool), limits, 1)
+    jax.block_until_ready(result)
+
+    def seconds(steps: int) -> float:
+        nonlocal state
+        started = time.perf_counter()
+        state, result = program.run(state, hp, seeds, None, limits, steps)
+        jax.block_until_ready(result)
+        return time.perf_counter() - started
+
+    seconds(1)
+    one = min(seconds(1) for _ in range(REPEATS))
+    steps = 8
+    while (longer := seconds(1 + steps)) - one < RUN_SECONDS and steps < 2**20:
+        steps = max(2 * steps, int(steps * RUN_SECONDS / max(longer - one, RUN_SECONDS / 16)))
+    return max(min(seconds(1 + steps) for _ in range(REPEATS)) - one, 1e-9) / steps / width
+
+
+def _key(functions: LaneFunctions, devices: int) -> str:
+    """What a measurement holds for: the traced step and the machine."""
+    what = [str(functions.step.jaxpr), devices, sorted(machine().items())]
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
+
+
+def _read(file: Path) -> dict[int, float]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {int(lanes): float(micros) for lanes, micros in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}  # not measured, or a damaged file: it is measured again
+
+
+def _write(file: Path, measured: Mapping[int, float]) -> None:
+    beside = file.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs the next run some seconds
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(measured), encoding="utf-8")
+        beside.replace(file)
+
+
+def why(found: Planned) -> str:
+    """Why a plan was taken, with the timings if there were some, on one line."""
+    times = ", ".join(f"{lanes} lanes {micros:.3g} µs" for lanes, micros in sorted(found.measured.items()))
+    return f"{found.why} (a model-step with tiles of {times})" if times else found.why
