@@ -203,18 +203,24 @@ class Program:
         self._fill, self._train = self._compile()
         self._counts: dict[int, jax.Array] = {}
 
-    def _compile(self) -> tuple[Any, Any]:
-        """The two executables: one fills fresh lanes, the other trains and measures."""
-        started = time.perf_counter()
+    def parts(self) -> list[tuple[Any, tuple[Any, ...]]]:
+        """The two functions to compile and their arguments' shapes: the one that fills, the one that trains."""
         L = self.plan.width
         hp = {n: _shape((L,), s.dtype, self.by_lane) for n, s in self.traced.items()}
         seeds, fresh, limits = (_shape((L,), dtype, self.by_lane) for dtype in (jnp.uint32, jnp.bool_, jnp.int32))
-        state = self.state_shapes()
-        fill = self._sharded(_fill_tile(self.functions), 5).lower(self.consts[0], state, hp, seeds, fresh)
-        n = _shape((), jnp.int32, self.everywhere)
-        train = self._sharded(_train_tile(self.functions, self.uneven), 6).lower(
-            self.consts[1:], state, hp, seeds, limits, n
-        )
+        state, n = self.state_shapes(), _shape((), jnp.int32, self.everywhere)
+        return [
+            (self._sharded(_fill_tile(self.functions), 5), (self.consts[0], state, hp, seeds, fresh)),
+            (
+                self._sharded(_train_tile(self.functions, self.uneven), 6),
+                (self.consts[1:], state, hp, seeds, limits, n),
+            ),
+        ]
+
+    def _compile(self) -> tuple[Any, Any]:
+        """The two executables: one fills fresh lanes, the other trains and measures."""
+        started = time.perf_counter()
+        fill, train = (function.lower(*shapes) for function, shapes in self.parts())
         # Filling runs once a trial and is long, straight code: optimising it takes longer than it ever runs.
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         both = fill.compile(compiler_options=quick), train.compile()

@@ -14,7 +14,8 @@ import numpy as np
 from vmaptune.engine.alone import Alone
 from vmaptune.engine.devices import prepare_devices
 from vmaptune.engine.lanes import Point
-from vmaptune.engine.plan import Costs, Plan, default_plan, parse_plan
+from vmaptune.engine.plan import Costs, Plan, parse_plan
+from vmaptune.engine.planner import planned, why
 from vmaptune.engine.program import LaneFunctions, Program
 from vmaptune.errors import InputError
 from vmaptune.experiment import (
@@ -159,6 +160,7 @@ class Check:
     options: Options
     groups: list[tuple[dict[str, Any], int]]  # static settings and trials of the first round
     plan: Plan
+    why: str  # this plan
     costs: Costs
     memory_bytes: int  # of one call's lanes
     compile_seconds: float
@@ -201,15 +203,16 @@ def check(
         raise_as_input_error(error, file, samples[0])
         raise
     costs = functions.costs()
-    chosen = default_plan(
-        costs, steps=experiment.total_steps(samples[0]), trials=next(iter(groups.values())),
-        pinned=dict(options.plan),
+    found = planned(
+        functions, costs, steps=experiment.total_steps(samples[0]), trials=next(iter(groups.values())),
+        rounds=options.rounds, pinned=options.plan,
     )  # fmt: skip
+    chosen = found.plan
     program = Program(functions, traced, chosen)
     return Check(
         name=source.name if source else experiment.name or "study",
         space=space, samples=samples[:5], static=statics.static, traced=statics.traced, options=options,
-        groups=[(dict(key), count) for key, count in groups.items()], plan=chosen, costs=costs,
+        groups=[(dict(key), count) for key, count in groups.items()], plan=chosen, why=why(found), costs=costs,
         memory_bytes=program.memory_bytes, compile_seconds=program.compile_seconds,
     )  # fmt: skip
 

@@ -92,12 +92,12 @@ class Groups:
         trials: dict[tuple, list[Mapping[str, Any]]] = {}
         for params in settings:
             trials.setdefault(self.statics.group_of(params), []).append(params)
-        new = [self._trace(static, found) for static, found in trials.items() if static not in self._groups]
-        if not new:
+        if all(static in self._groups for static in trials):
             return
         self.counts.phase, phase = "compile", self.counts.phase
         self.counts.tell()
         started = time.perf_counter()
+        new = [self._trace(static, found) for static, found in trials.items() if static not in self._groups]
         with ThreadPoolExecutor(2) as pool:
             programs = pool.map(self._compile, new)
             for group, program in zip(new, programs, strict=True):

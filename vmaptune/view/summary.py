@@ -87,6 +87,7 @@ def check_text(check: Any) -> str:
     lines += [
         f"plan      {plan} (the first group's): {plan.width} lanes train in one call, "
         f"{plan.every} steps between evaluations",
+        f"          {check.why}",
         f"memory    about {size(check.memory_bytes)} for one call's lanes; {size(check.costs.state_bytes)} of "
         f"state a lane",
         f"compile   {check.compile_seconds:.1f} s for the first group",
