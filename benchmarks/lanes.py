@@ -27,14 +27,17 @@ EXPERIMENTS = HERE.parent / "experiments"
 Row = dict[str, Any]
 
 
-def run(experiment: Path, out: Path, **options: Any) -> dict[str, Any]:
-    """A study through the real command; its result, with the seconds of the whole process."""
+def run(experiment: Path, out: Path, cold: bool = False, **options: Any) -> dict[str, Any]:
+    """A study through the real command; its result, with the seconds of the whole process.
+
+    `cold` leaves the cache of compiled programs out: where compilation is part of what is measured.
+    """
     words = [str(word) for name, value in options.items() for word in _option(name, value)]
     command = [sys.executable, "-m", "vmaptune", "run", str(experiment), "--quiet", "--json", "--no-report", "--out",
                str(out), *words]  # fmt: skip
     started = time.perf_counter()
-    cold = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}  # compilation is part of what is measured
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=cold)
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"} if cold else None
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout.splitlines()[-1]) | {"wall": time.perf_counter() - started}
@@ -190,10 +193,10 @@ STRUCTURE = EXPERIMENTS / "digits_shapes.py"
 
 
 def structure(quick: bool, folder: Path) -> Iterator[Row]:
-    found = run(STRUCTURE, folder / "auto", trials=432, rounds=1)
+    found = run(STRUCTURE, folder / "auto", cold=True, trials=432, rounds=1)
     chosen = found["structure"]
     if quick:
-        groups = run(STRUCTURE, folder / "groups", trials=16, rounds=1, structure="groups", method="random")
+        groups = run(STRUCTURE, folder / "groups", cold=True, trials=16, rounds=1, structure="groups", method="random")
         import vmaptune as vt
 
         programs = len(vt.load(folder / "groups").ledger.groups())
@@ -203,7 +206,7 @@ def structure(quick: bool, folder: Path) -> Iterator[Row]:
         seconds += spent["compile"] * 108 / programs + training
         how = f"estimated from {programs} of 108 programs"
     else:
-        groups = run(STRUCTURE, folder / "groups", trials=432, rounds=1, structure="groups")
+        groups = run(STRUCTURE, folder / "groups", cold=True, trials=432, rounds=1, structure="groups")
         seconds, how = groups["seconds"]["total"], "measured"
     share = found["seconds"]["total"] / seconds
     yield row("108 shapes, 432 trials: time of the study, of one program per shape", share, "at most 0.4", share <= 0.4,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -246,14 +247,21 @@ def test_the_ensemble_is_no_worse_than_its_best_model_and_predicts_what_was_meas
         assert losses.mean() == pytest.approx(value, rel=1e-4)
     model = halved.best_model()
     assert np.isfinite(np.asarray(model(jnp.asarray(x, jnp.float32)))).all()
+    other = vt.load(halved.directory)
+    other._meta["result"].pop("ensemble")
     with pytest.raises(vt.StudyError, match="no ensemble"):
-        vt.load(halved.directory.parent / "halved").__class__(halved.directory).ledger and _no_ensemble(halved)
+        other.ensemble()
 
 
-def _no_ensemble(study):
-    study = vt.load(study.directory)
-    study._meta["result"].pop("ensemble")
-    study.ensemble()
+def test_an_ensemble_needs_predictions(blobs, tmp_path, capsys):
+    toy = Path(__file__).parent.parent / "experiments" / "toy.py"
+    mute = blobs.read_text().replace("data=data,", "data=data, predict=lambda m, x: None,")
+    (tmp_path / "mute.py").write_text(mute)
+    for experiment, message in ((toy, "has no predictions"), (tmp_path / "mute.py", "must return one array")):
+        args = ["run", str(experiment), "--trials", "24", "--ensemble", "4", "--out", str(tmp_path / "x"), "--quiet"]
+        assert main(args) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "x").exists()
 
 
 def test_median_stopping_and_repeats(blobs, tmp_path):

@@ -21,13 +21,11 @@ def limits_of(space: Space) -> dict[str, Any]:
     """The largest value of each setting of whole numbers, the options of each other list."""
     found: dict[str, Any] = {}
     for name, d in space.items():
-        values = d.values()
-        if values is None:
-            continue
-        if d.is_integer:
-            found[name] = int(max(values))
-        elif not d.numeric:
-            found[name] = tuple(values)
+        if d.options is not None:
+            found[name] = int(max(d.options)) if d.is_integer else tuple(d.options)
+        elif d.is_integer:
+            found[name] = int(d.high or 0)
+    found = {name: limit for name, limit in found.items() if isinstance(limit, int) or not space[name].numeric}
     return found
 
 

@@ -133,9 +133,10 @@ def _with_choices(
     space = experiment.space
     assert isinstance(space, Space)
     for name, d in space.items():
+        if d.numeric or d.static or d.options is None or len(d.options) < 2:
+            continue
         # `hp.norm is None` and `hp.nesterov is True` would be False of a traced choice, and nobody would know
-        silent = any(v is None or isinstance(v, bool) for v in d.values() or ())
-        if d.numeric or d.static or silent or (d.n_values or 0) < 2:
+        if any(option is None or isinstance(option, bool) for option in d.options):
             continue
         if trace_failure(experiment, task, first, (*traced, name)) is None:
             traced = (*traced, name)

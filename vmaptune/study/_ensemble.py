@@ -10,17 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmaptune.engine.program import unpack
+from vmaptune.engine.program import LaneFunctions, unpack
 from vmaptune.errors import InputError
-from vmaptune.experiment import kind_for, lane_settings
+from vmaptune.experiment import Experiment, Statics, kind_for, lane_arguments, lane_settings
 from vmaptune.experiment._predict import inputs_of, metrics_of, predict
 from vmaptune.search.ensemble import Ensemble, greedy_ensemble
+from vmaptune.space import Space
 from vmaptune.store.ledger import TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.weights import save_weights
 from vmaptune.study._outcome import plain_tree
 from vmaptune.study._training import Training
-from vmaptune.task import Hyperparameters
+from vmaptune.task import Hyperparameters, Task
 
 BLOCK = 1024  # examples of one forward pass
 
@@ -73,18 +74,45 @@ class Library:
         return lambda means: np.asarray(one_by_one(jnp.asarray(means, jnp.float32)), np.float64)
 
 
+def check_ensemble(
+    experiment: Experiment, task: Task, statics: Statics, space: Space, params: Mapping[str, Any]
+) -> None:
+    """Traces what an ensemble will ask of the experiment, before anything is trained.
+
+    Raises:
+      InputError: the experiment is a Task, or its model gives no predictions that `metrics` can take.
+    """
+    if experiment.task is not None:
+        raise InputError("--ensemble needs an Experiment with a model; a vt.Task has no predictions")
+    static = dict(statics.group_of(params))
+    functions = LaneFunctions(task, static, lane_arguments(space, statics.traced))
+    valid = experiment.loaded_data().valid
+
+    def asked(state: Any, arrays: Any) -> Any:
+        hp = lane_settings(experiment, {name: arrays.get(name, static.get(name)) for name in space})
+        model = kind_for(experiment, hp).bind(hp, state["params"], state["rest"], None, False)
+        return metrics_of(
+            experiment, hp, predict(experiment, model, jax.tree.map(jnp.asarray, inputs_of(valid))), valid
+        )
+
+    try:
+        jax.eval_shape(asked, functions.state, dict(functions.traced))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"--ensemble: the model's predictions cannot be had and measured ({type(error).__name__}: {error}); give "
+            f"the Experiment predict=lambda model, x: ..., which returns what metrics() gets by calling the model"
+        ) from error
+
+
 def choose_ensemble(training: Training, directory: Path, size: int) -> dict[str, Any] | None:
     """Picks an ensemble of the models that are held, saves its members under `best/`, and measures it.
 
     Returns what the result says of it: members (trials), weights, the objective of the ensemble and of the best
     single model on the validation part, and on the test part where there is one. None where no model was held.
-
-    Raises:
-      InputError: the experiment is a Task, or its model gives no predictions.
     """
     experiment, sign = training.experiment, training.counts.sign
-    if experiment.task is not None:
-        raise InputError("an ensemble needs an Experiment with a model; a vt.Task has no predictions")
     library = Library(training)
     if not library.rows:
         return None

@@ -21,7 +21,7 @@ from vmaptune.space import Space
 from vmaptune.store.ledger import Ledger, TrialResult, TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.tables import trials_csv
-from vmaptune.study._ensemble import choose_ensemble
+from vmaptune.study._ensemble import check_ensemble, choose_ensemble
 from vmaptune.study._groups import Groups
 from vmaptune.study._options import Options
 from vmaptune.study._outcome import outcome, save_models, scored
@@ -71,6 +71,8 @@ class StudyRun:
         file = source.path if source else None
         task = self.experiment.build()
         statics = find_statics(self.experiment, task, file)
+        if options.ensemble:
+            check_ensemble(self.experiment, task, statics, space, self._first_params())
         chooser = Structure(self.experiment, task, statics, options.plan)
         statics, structure = chooser.choose(self._settings_of(0), options.trials, options.structure)
         self.ledger = Ledger.create(directory, self._meta(source, statics.static))

@@ -117,11 +117,14 @@ class Structure:
         least = trials * self._steps(settings) * self.step_seconds * LEAST_RATIO
         if compiling + least > limit or len(programs) > MOST_TRACED:
             return None
-        masked = {group: self._flops((), group) for group in self._programs((), settings)}
-        base = max(masked.values())
+        base = max(self._flops((), group) for group in self._programs((), settings))
+        try:
+            flops = {group: self._flops(static, group) for group in programs}
+        except Exception:  # the code takes these settings masked, but not static
+            return None
         training = 0.0
         for group, count in programs.items():
-            ratio = max(LEAST_RATIO, self._flops(static, group) / base)
+            ratio = max(LEAST_RATIO, flops[group] / base)
             training += count / len(settings) * trials * self._steps(settings) * self.step_seconds * ratio
         return Candidate(static, len(programs), compiling + training, False)
 
@@ -151,9 +154,12 @@ class Structure:
         names = self.statics.structure
         sample = list({self._with(names).group_of(p): p for p in settings}.items())[:MOST_TRACED]
         done = needed = 0.0
-        for group, params in sample:
-            needed += self._flops(names, group)
-            done += self._flops(static, self._with(static).group_of(params))
+        try:
+            for group, params in sample:
+                needed += self._flops(names, group)
+                done += self._flops(static, self._with(static).group_of(params))
+        except Exception:  # as above: then nobody can say
+            return None
         return done / needed if needed else None
 
     def _steps(self, settings: Sequence[Mapping[str, Any]]) -> int:

@@ -17,9 +17,11 @@ def summary(result: Mapping[str, Any]) -> str:
         f"{duration(seconds['total'])} (compile {duration(seconds['compile'])}, train "
         f"{duration(seconds['train'])}, evaluate {duration(seconds['evaluate'])}); "
         f"{result['infeasible']} diverged",
+        *_lane_lines(result),
         "",
     ]
     lines += best_lines(result)
+    lines += _ensemble_lines(result)
     for warning in result["warnings"]:
         lines += ["", f"note: {warning}"]
     study = result["study"]
@@ -30,6 +32,35 @@ def summary(result: Mapping[str, Any]) -> str:
         f'the trained model: vmaptune.load("{study}").best_model()',
     ]
     return "\n".join(lines)
+
+
+def _lane_lines(result: Mapping[str, Any]) -> list[str]:
+    """What early stopping did, and which programs trained a searched shape."""
+    lines = []
+    if result.get("stopped"):
+        lines.append(
+            f"{result['stopped']} stopped early, {result['refilled']} lanes refilled; {result['occupancy']:.1%} of the "
+            f"lanes' steps went to live trials"
+        )
+    structure = result.get("structure")
+    if structure:
+        what = f"a program for each {', '.join(structure['static'])}" if structure["static"] else "one program for all"
+        padding = structure["padded_to_true"]
+        more = "" if padding is None else f"; {number(padding)} x the operations needed"
+        lines.append(f"shapes: {what}, by measured time{more}")
+    return lines
+
+
+def _ensemble_lines(result: Mapping[str, Any]) -> list[str]:
+    ensemble = result.get("ensemble")
+    if not ensemble:
+        return []
+    part = "test_" if "test_value" in ensemble else ""
+    return [
+        f"{result['objective']} {number(ensemble[part + 'value'])} with the ensemble of {len(ensemble['members'])} "
+        f"models, {number(ensemble[f'single_{part}value'])} with the best of them alone "
+        f"({'test' if part else 'validation'} part): vmaptune.load(...).ensemble().predict(x)"
+    ]
 
 
 def _report_lines(study: str) -> list[str]:
