@@ -173,13 +173,20 @@ class StudyRun:
         """All search rounds in one stream: when the trials of a round have all entered lanes and one is free, the
         next round begins, drawn from the zoom so far. Returns the last slice."""
         self._finished(self.training.train(self._begin_round(0), self._keeps))
+        while self.counts.round + 1 < len(self.budget.rounds):  # no lane was free before the last trial ended
+            self.space = self._zoomed(self.space, self._slice_so_far())
+            self._finished(self.training.train(self._begin_round(self.counts.round + 1), self._keeps))
         return self._slice_so_far()
 
     def _begin_next(self) -> None:
-        """Fills free lanes with the next round's trials, unless many of this one still wait for other groups."""
+        """Fills free lanes with the next round's trials: once half of this one's have come to a rung or to their end,
+        and few of them still wait for lanes of other groups."""
         number = self.counts.round + 1
-        many = self.training.waiting() > stopping_lanes(self.options)
-        if self.counts.phase == "search" and number < len(self.budget.rounds) and not many:
+        if self.counts.phase != "search" or number >= len(self.budget.rounds):
+            return
+        rows = [row for row in self.training.rows.values() if row.round == self.counts.round]
+        known = sum(row.state.ended or self.training.standing(row).rung > 0 for row in rows)
+        if 2 * known >= len(rows) and self.training.waiting() <= stopping_lanes(self.options):
             self.space = self._zoomed(self.space, self._slice_so_far())
             self.training.add(self._begin_round(number), self._keeps)
 
