@@ -113,7 +113,8 @@ class Rules:
 
 def stopping_lanes(options: Any) -> int:
     """The lanes alive at once, of all groups together, in a study that stops trials early."""
-    return options.lanes or max(LANES, options.trials // (8 * options.rounds))
+    round_ = options.trials // options.rounds
+    return options.lanes or max(8, min(round_ // 2, max(LANES, round_ // 8)))
 
 
 def read_stopping(kind: str | None, halving: str | None) -> Stopping:
