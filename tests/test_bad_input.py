@@ -352,7 +352,7 @@ OPTIONS = {
     "steps": args("steps must be .* at least 1, but got 0\nleave --steps out", "--steps", "0"),
     "too many steps": args("steps must be at most 2147483647, but got 9999999999\nfewer", "--steps", "9999999999"),
     "lanes": args("lanes must be .* at least 1, but got 0\nleave --lanes out", "--lanes", "0"),
-    "method": args("method must be one of random, sobol, halton, grid, but got 'foo'", "--method", "foo"),
+    "method": args("method must be one of random, sobol, halton, grid, pbt, but got 'foo'", "--method", "foo"),
     "set an unknown name": args(
         "--set depth=\\.\\.\\.: the space has no setting 'depth'\nlearning_rate, x, width", "--set", "depth=3"),
     "set without a value": args("--set must read NAME=EXPR\nlearning_rate=0.01\nbut got 'x'", "--set", "x"),
@@ -366,8 +366,8 @@ OPTIONS = {
         "--set x: loguniform\\(0, 1\\): `low` must be above 0", "--set", "x=loguniform(0, 1)"),
     "set twice": args("--set x=\\.\\.\\.: .*must be set once, but 'x' is set twice", "--set", "x=1", "--set", "x=2"),
     "plan without a number": args(
-        "--plan must read like devices=2,lanes=16,every=50\nbut got 'lanes'", "--plan", "lanes"),
-    "plan of no such part": args("--plan must read like\nbut got 'tiles=3'", "--plan", "tiles=3"),
+        "--plan must read like devices=2,tiles=4,lanes=16,every=50\nbut got 'lanes'", "--plan", "lanes"),
+    "plan of no such part": args("--plan must read like\nbut got 'rows=3'", "--plan", "rows=3"),
     "plan of 0": args("--plan must read like.*at least 1.*but got 'lanes=0'", "--plan", "lanes=0"),
     "plan of too many devices": args("--plan: devices must be at most \\d+\nbut got 4096", "--plan", "devices=4096"),
     "out below a file": args(
