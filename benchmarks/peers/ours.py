@@ -19,7 +19,8 @@ from works import Work, learning_rates
 
 import vmaptune as vt
 from vmaptune.engine.lanes import Job, Lanes
-from vmaptune.engine.plan import default_plan, parse_plan
+from vmaptune.engine.plan import parse_plan
+from vmaptune.engine.planner import planned
 from vmaptune.engine.program import LaneFunctions, Program
 from vmaptune.experiment import find_statics, lane_arguments
 
@@ -54,8 +55,8 @@ def program_of(experiment: vt.Experiment, work: Work, plan: str, every: int) -> 
     traced = lane_arguments(experiment.space, find_statics(experiment, task).traced)
     functions = LaneFunctions(task, {}, traced)
     pinned = {**parse_plan(plan), "every": every}
-    chosen = default_plan(functions.costs(), steps=1000, trials=work.lanes, pinned=pinned)
-    return Program(functions, traced, chosen, uneven=False)  # as a study does whose segments divide its trials' steps
+    found = planned(functions, functions.costs(), steps=1000, trials=work.lanes, pinned=pinned, measure=True)
+    return Program(functions, traced, found.plan, uneven=False)  # as where segments divide trials' steps
 
 
 def train(program: Program, work: Work, segments: int) -> tuple[float, float]:
