@@ -179,7 +179,11 @@ class Worker:
 
 def best_worker(work: str, method: str, args: argparse.Namespace) -> Worker:
     """The method's fastest setting, ready to be timed; the others' processes have ended."""
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TORCHINDUCTOR_CACHE_DIR": args.torch_cache}
+    environment = {
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TORCHINDUCTOR_CACHE_DIR": args.torch_cache,
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }  # compile times are those of a first run
     if args.device == "cpu":
         environment["JAX_PLATFORMS"] = "cpu"
         environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -312,7 +316,7 @@ def main() -> int:
     machine, versions = machine_and_versions(args.device)
     print(f"throughput · {machine['processor']}, {machine['cores']} cores, {machine['device']} · "
           + ", ".join(f"{k} {v}" for k, v in versions.items()), flush=True)  # fmt: skip
-    cache = tempfile.TemporaryDirectory()  # empty at first, so that compile times are those of a first run
+    cache = tempfile.TemporaryDirectory()  # empty at first, as on a first run
     args.torch_cache = cache.name
     file = Path(args.json) if args.json else None
     rows: list[Row] = []
