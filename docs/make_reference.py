@@ -1,7 +1,7 @@
 """Writes docs/reference.md from the docstrings and docs/commands.md from the command line.
 
-  python docs/make_reference.py            write both
-  python docs/make_reference.py --check    say which is not current, and fail
+python docs/make_reference.py            write both
+python docs/make_reference.py --check    say which is not current, and fail
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ORDER = (
     ("An experiment", ("Experiment", "Data", "Task")),
     ("Settings and their scales", ("Space", "uniform", "loguniform", "reverseloguniform", "randint", "lograndint",
                                    "choice", "ordinal")),
-    ("Studies", ("run", "check", "load", "Study", "replay", "live", "prepare_devices")),
+    ("Studies", ("run", "check", "load", "Study", "replay", "panda", "live", "prepare_devices")),
     ("Ask and tell", ("Sampler",)),
     ("Errors", ("VmaptuneError", "InputError", "StudyError")),
 )  # fmt: skip
@@ -105,7 +105,9 @@ def _signature(value: Any) -> str:
     except (TypeError, ValueError):
         return ""
     signature = re.sub(r", _\w+: [^=]+ = <factory>|, _\w+: [^=,]+ = [^,)]+", "", signature)  # what is not public
-    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)  # annotations are strings, and are shown as they were written
+    return re.sub(
+        r"(: |-> )'([^']*)'", r"\1\2", signature
+    )  # annotations are strings, and are shown as they were written
 
 
 def _doc(value: Any) -> str:

@@ -15,7 +15,7 @@ _WHERE = {
     "lograndint": "space", "choice": "space", "ordinal": "space", "Space": "space",
     "Data": "experiment", "Experiment": "experiment",
     "Task": "task",
-    "run": "study", "check": "study", "load": "study", "replay": "study", "Study": "study",
+    "run": "study", "check": "study", "load": "study", "replay": "study", "panda": "study", "Study": "study",
     "prepare_devices": "engine.devices",
     "live": "view.live",
     "Sampler": "search.sampler",
@@ -41,6 +41,7 @@ __all__ = [
     "loguniform",
     "nn",
     "ordinal",
+    "panda",
     "prepare_devices",
     "randint",
     "replay",
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
         reverseloguniform,
         uniform,
     )
-    from vmaptune.study import Study, check, load, replay, run
+    from vmaptune.study import Study, check, load, panda, replay, run
     from vmaptune.task import Task
     from vmaptune.view.live import live
 

@@ -2,10 +2,11 @@
 
 from vmaptune.study._api import Check, Replay, changed_space, check, replay, run
 from vmaptune.study._options import Options
+from vmaptune.study._panda import Panda, panda
 from vmaptune.study._progress import Listener, Progress, Silent
 from vmaptune.study._study import Study, load
 
 __all__ = [
-    "Check", "Listener", "Options", "Progress", "Replay", "Silent", "Study", "changed_space", "check", "load",
-    "replay", "run",
+    "Check", "Listener", "Options", "Panda", "Progress", "Replay", "Silent", "Study", "changed_space", "check", "load",
+    "panda", "replay", "run",
 ]  # fmt: skip

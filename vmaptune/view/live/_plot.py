@@ -34,7 +34,7 @@ def plot(
     for row in range(height):
         at = {0: high, height - 1: low}.get(row)
         label = number(math.exp(at) if log else at, 3) if at is not None else ""
-        line = Text(label.rjust(left - 1) + " ┤" if label else " " * left + "│", style="dim")
+        line = Text.assemble((label.rjust(left - 1) + " ┤" if label else " " * left + "│", "dim"))
         for column in range(wide):
             if (row, column) in cells:
                 bits, style = cells[row, column]
