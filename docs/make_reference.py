@@ -87,7 +87,7 @@ def _members(module: types.ModuleType) -> Iterator[tuple[str, Any]]:
 
 def _entry(name: str, value: Any) -> list[str]:
     lines = ["", f"### {name}", "", "```python", f"{name}{_signature(value)}", "```", "", _doc(value)]
-    if inspect.isclass(value) and not issubclass(value, BaseException):
+    if inspect.isclass(value) and not issubclass(value, BaseException) and not _of_flax(value):
         for member, function in vars(value).items():
             if member.startswith("_") or not (inspect.isfunction(function) or isinstance(function, property)):
                 continue
@@ -99,11 +99,18 @@ def _entry(name: str, value: Any) -> list[str]:
     return lines
 
 
+def _of_flax(value: Any) -> bool:
+    return inspect.isclass(value) and any(base.__module__.startswith("flax") for base in value.__mro__)
+
+
 def _signature(value: Any) -> str:
+    if _of_flax(value):
+        return "(...)"  # Flax's own arguments, which change with its version
     try:
         signature = str(inspect.signature(value))
     except (TypeError, ValueError):
         return ""
+    signature = re.sub(r" at 0x[0-9a-f]+", "", signature)
     signature = re.sub(r", _\w+: [^=]+ = <factory>|, _\w+: [^=,]+ = [^,)]+", "", signature)  # what is not public
     return re.sub(
         r"(: |-> )'([^']*)'", r"\1\2", signature
@@ -111,7 +118,7 @@ def _signature(value: Any) -> str:
 
 
 def _doc(value: Any) -> str:
-    return _prose(inspect.getdoc(value) or "")
+    return _prose(inspect.cleandoc(value.__doc__ or ""))
 
 
 def _prose(doc: str) -> str:
