@@ -1,36 +1,248 @@
-"""Nothing in the engine assumes a CPU or a GPU: a segment lowers for a TPU, ahead of time, on any machine."""
+"""Each export is read back by the library that is to receive it."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import csv
+import json
+import math
+import sys
 
 import pytest
-from jax import export
+from ledgers import SPACE, STEPS, TRIALS, write_study
 
-from vmaptune.engine.plan import Plan
-from vmaptune.engine.program import LaneFunctions, Program
-from vmaptune.experiment import find_statics, lane_arguments, load_experiment
-
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+from vmaptune.cli import main
+from vmaptune.errors import InputError
+from vmaptune.view.export import FORMATS, export
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize("name", ["digits_mlp", "digits_cnn", "char_lm", "toy"])
-def test_a_segment_lowers_for_another_platform(name, platform, monkeypatch):
-    experiment = load_experiment(EXPERIMENTS / f"{name}.py").experiment
-    task = experiment.build()
-    statics = find_statics(experiment, task)
-    traced = lane_arguments(experiment.space, statics.traced)
-    sample = {n: column[0] for n, column in experiment.space.sample(1, seed=0).items()}
-    functions = LaneFunctions(task, {n: sample[n] for n in statics.static}, traced)
-    lowered = []
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("export") / "study")
 
-    def fake(self):
-        for jitted, shapes in self.parts():
-            lowered.append(export.export(jitted, platforms=[platform])(*shapes))
-        return None, None
 
-    monkeypatch.setattr(Program, "_compile", fake)
-    Program(functions, traced, Plan(devices=1, lanes=8, every=4, tiles=2))
-    assert [each.platforms for each in lowered] == [(platform,), (platform,)]
-    assert all("stablehlo.while" in each.mlir_module() for each in lowered)
+def test_csv_has_every_trial_exactly(study):
+    path = export(study, "csv")
+    assert path == study / "export" / "trials.csv"
+    with path.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [int(r["trial"]) for r in rows] == list(TRIALS)
+    for row, (values, state, reason, curve) in zip(rows, TRIALS.values(), strict=True):
+        assert tuple(float(row[f"params.{n}"]) for n in SPACE) == values
+        assert (row["state"], row["reason"]) == (state, reason or "")
+        assert row["value"] == ("" if state == "RUNNING" else repr(curve[-1]))
+    assert [r["of"] for r in rows] == ["", "", "", "", "", "1"]
+    assert [r["kind"] for r in rows] == ["search"] * 5 + ["confirm"]
+
+
+def test_a_metric_named_as_a_formula_computes_nothing(tmp_path):
+    study = write_study(tmp_path / "s", objective="=1+1")
+    for text in (export(study, "csv").read_text(), *(p.read_text() for p in export(study, "wandb-csv").iterdir())):
+        for line in csv.reader(text.splitlines()):
+            assert not any(cell.startswith(("=", "+", "@")) for cell in line)
+
+
+def test_json_is_strict_and_whole(study):
+    def refuse(word):
+        raise ValueError(word)
+
+    whole = json.loads(export(study, "json").read_text(), parse_constant=refuse)
+    assert [t["trial"] for t in whole["trials"]] == list(TRIALS)
+    assert [[p["value"] for p in t["curve"]] for t in whole["trials"]] == [
+        [v if math.isfinite(v) else None for v in curve] for *_, curve in TRIALS.values()
+    ]
+    assert whole["decisions"][0]["data"] == {"slice": [1, 0]}
+    assert whole["meta"]["objective"] == "error"
+
+
+def test_parquet_is_read_by_pyarrow_and_pandas(study):
+    from pyarrow import parquet
+
+    table = parquet.read_table(export(study, "parquet"))
+    assert table.schema.metadata[b"objective"] == b"error"
+    rows = table.to_pylist()
+    assert [r["curve.step"] for r in rows] == [list(STEPS[: len(curve)]) for *_, curve in TRIALS.values()]
+    assert [r["params.momentum"] for r in rows] == [values[1] for values, *_ in TRIALS.values()]
+    assert [r["params.width"] for r in rows] == [values[3] for values, *_ in TRIALS.values()]
+    assert table.to_pandas()["value"].min() == 0.125
+
+
+def test_optuna_loads_plots_and_samples_from_it(study):
+    import optuna
+
+    path = export(study, "optuna")
+    loaded = optuna.load_study(study_name="by-hand", storage=f"sqlite:///{path}")
+    assert loaded.direction.name == "MINIMIZE"
+    assert loaded.metric_names == ["error"]
+    states = {"COMPLETE": "COMPLETE", "STOPPED": "PRUNED", "INFEASIBLE": "FAIL", "RUNNING": "RUNNING"}
+    for trial, (values, state, reason, curve) in zip(loaded.trials, TRIALS.values(), strict=True):
+        assert trial.state.name == states[state]
+        assert trial.user_attrs.get("reason") == reason
+        assert list(trial.intermediate_values) == list(STEPS[: len(curve)])
+        assert [v for v in trial.intermediate_values.values() if not math.isnan(v)] == [
+            v for v in curve if not math.isnan(v)
+        ]
+        learning_rate, momentum, decay, width = values
+        wanted = {
+            "learning_rate": learning_rate,
+            "1-momentum": 1 - momentum,
+            "decay-is-zero": decay == 0,
+            "width": width,
+        }
+        assert trial.params == wanted | ({"decay": decay} if decay else {})
+        assert trial.value == (curve[-1] if state in ("COMPLETE", "STOPPED") else None)
+    assert loaded.best_trial.number == 1
+    assert loaded.trials[5].user_attrs["confirms"] == 1
+    found = loaded.trials[1].distributions
+    assert found["1-momentum"] == optuna.distributions.FloatDistribution(1 - 0.999, 0.5, log=True)
+    assert found["learning_rate"] == optuna.distributions.FloatDistribution(1e-4, 1.0, log=True)
+    assert found["width"] == optuna.distributions.CategoricalDistribution((16, 32))
+    loaded.sampler = optuna.samplers.TPESampler(seed=0)
+    loaded.ask(found)  # a sampler of theirs goes on from it
+
+
+def test_optuna_takes_settings_that_left_the_first_space_and_every_kind_of_list(tmp_path):
+    import optuna
+
+    from vmaptune import space as s
+    from vmaptune.store.ledger import Ledger, TrialResult, TrialRow
+    from vmaptune.store.states import State
+
+    space = s.Space(
+        {"a": s.loguniform(0.1, 1.0), "b": s.choice(["x", None, True, (1, 2)]),
+         "c": s.randint(2, 10, step=4, or_zero=0.5),
+         "d": s.lograndint(1, 8), "e": s.uniform(0.0, 1.0, step=0.25), "f": s.reverseloguniform(0.9, 0.99)}
+    )  # fmt: skip
+    params = [
+        {"a": 0.01, "b": (1, 2), "c": 0, "d": 3, "e": 0.75, "f": 0.999},
+        {"a": 7.0, "b": None, "c": 6, "d": 16, "e": 0.0, "f": 0.9},
+    ]
+    meta = {"name": "wide", "space": space.to_json(), "objective": "y", "direction": "maximize", "state": "finished"}
+    with Ledger.create(tmp_path / "s", meta) as ledger:
+        ledger.add_round(0, "search", None, 2)
+        ledger.add_trials(TrialRow(i, 0, 0, State.RUNNING, None, 0, 0, None, p) for i, p in enumerate(params))
+        ledger.finish_trials(TrialResult(i, State.COMPLETE, None, 1, float(i)) for i in range(2))
+    loaded = optuna.load_study(study_name=None, storage=f"sqlite:///{export(tmp_path / 's', 'optuna')}")
+    assert loaded.best_trial.params == {
+        "a": 7.0, "b": None, "c": 6, "c-is-zero": False, "d": 16, "e": 0.0, "1-f": pytest.approx(0.1),
+    }  # fmt: skip
+    assert loaded.trials[0].params["b"] == "(1, 2)"
+    assert loaded.trials[0].params["c-is-zero"] is True
+
+
+def test_tensorboard_reads_scalars_and_hparams(study):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    path = export(study, "tensorboard")
+    for number, (values, state, _, curve) in TRIALS.items():
+        events = EventAccumulator(str(path / f"trial-{number:05d}")).Reload()
+        scalars = events.Scalars("error")
+        assert [s.step for s in scalars] == list(STEPS[: len(curve)])
+        assert [s.value for s in scalars] == pytest.approx(curve, nan_ok=True)
+        assert events.Scalars("train_loss")[0].value == pytest.approx(2 * curve[0])
+        content = events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
+        setting = metadata.parse_session_start_info_plugin_data(content).hparams
+        assert setting["learning_rate"].number_value == values[0]
+        assert setting["1-momentum"].number_value == pytest.approx(1 - values[1])
+        ended = metadata.SESSION_END_INFO_TAG in events.summary_metadata
+        assert ended == (state != "RUNNING")
+    root = EventAccumulator(str(path)).Reload()
+    content = root.summary_metadata[metadata.EXPERIMENT_TAG].plugin_data.content
+    experiment = metadata.parse_experiment_plugin_data(content)
+    domains = {info.name: info for info in experiment.hparam_infos}
+    assert domains["1-momentum"].domain_interval.min_value == pytest.approx(0.001)
+    assert domains["decay"].domain_interval.min_value == 0
+    assert [v.number_value for v in domains["width"].domain_discrete.values] == [16, 32]
+    assert [m.name.tag for m in experiment.metric_infos] == ["error", "loss"]
+
+
+def test_mlflow_searches_the_runs(study):
+    import mlflow
+
+    path = export(study, "mlflow")
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}")
+    experiment = client.get_experiment_by_name("by-hand")
+    runs = client.search_runs([experiment.experiment_id], order_by=["metrics.error ASC"])
+    assert len(runs) == len(TRIALS)
+    best = next(r for r in runs if r.info.run_name == "trial-1")
+    assert best.data.params["learning_rate"] == "0.1"
+    assert [(m.step, m.value) for m in client.get_metric_history(best.info.run_id, "error")] == [
+        (10, 0.8), (20, 0.4), (30, 0.125),
+    ]  # fmt: skip
+    status = {r.info.run_name: r.info.status for r in runs}
+    assert status["trial-3"] == "FAILED"
+    assert status["trial-4"] == "RUNNING"
+
+
+def test_wandb_tables_have_a_row_a_run_and_a_row_a_step(study):
+    import pandas
+
+    path = export(study, "wandb-csv")
+    runs, history = pandas.read_csv(path / "runs.csv"), pandas.read_csv(path / "history.csv")
+    assert list(runs["Name"]) == [f"trial-{n}" for n in TRIALS]
+    assert list(runs["State"]) == ["finished", "finished", "finished", "failed", "running", "finished"]
+    assert len(history) == sum(len(curve) for *_, curve in TRIALS.values())
+    assert history[history["Name"] == "trial-1"]["error"].tolist() == [0.8, 0.4, 0.125]
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_each_format_has_a_library_or_says_how_to_get_it(study, to, monkeypatch):
+    library = FORMATS[to].library
+    if library is None:
+        return
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(
+        InputError, match=rf"--to {to} needs {FORMATS[to].install}, .*pip install {FORMATS[to].install}"
+    ):
+        export(study, to)
+
+
+def test_a_path_that_is_there_is_left_alone_and_the_default_one_is_replaced(study, tmp_path, capsys):
+    there = tmp_path / "mine"
+    there.write_text("precious")
+    assert main(["export", str(study), "--to", "csv", "--out", str(there)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert there.read_text() == "precious"
+    for _ in range(2):
+        assert main(["export", str(study), "--to", "csv"]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(study / "export" / "trials.csv")] * 2
+    assert main(["export", str(study), "--to", "xml"]) == 2
+    assert "must be one of csv, json" in capsys.readouterr().err
+
+
+def test_a_writer_that_fails_leaves_nothing(study, tmp_path, monkeypatch):
+    def fail(source, path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vmaptune.view.export._tables.write_csv", fail)
+    assert main(["export", str(study), "--to", "csv", "--out", str(tmp_path / "x.csv")]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_that_does_not_exist_for_a_trial_goes_out_with_none_of_its_own(tmp_path):
+    import mlflow
+    import optuna
+
+    from vmaptune import space as s
+    from vmaptune.store.ledger import Ledger, TrialResult, TrialRow
+    from vmaptune.store.states import State
+
+    space = s.Space(
+        {
+            "optimizer": s.choice(["sgd", "adam"]),
+            "momentum": s.reverseloguniform(0.5, 0.99, when={"optimizer": ["sgd"]}),
+        }
+    )
+    params = [{"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "adam", "momentum": None}]
+    meta = {"name": "when", "space": space.to_json(), "objective": "y", "direction": "minimize", "state": "finished"}
+    with Ledger.create(tmp_path / "s", meta) as ledger:
+        ledger.add_round(0, "search", None, 2)
+        ledger.add_trials(TrialRow(i, 0, 0, State.RUNNING, None, 0, 0, None, p) for i, p in enumerate(params))
+        ledger.finish_trials(TrialResult(i, State.COMPLETE, None, 1, float(i)) for i in range(2))
+    loaded = optuna.load_study(study_name=None, storage=f"sqlite:///{export(tmp_path / 's', 'optuna')}")
+    assert [set(t.params) for t in loaded.trials] == [{"optimizer", "1-momentum"}, {"optimizer"}]
+    runs = mlflow.MlflowClient(tracking_uri=f"sqlite:///{export(tmp_path / 's', 'mlflow')}").search_runs(["1"])
+    assert sorted(len(run.data.params) for run in runs) == [1, 2]
+    for to in ("tensorboard", "csv", "json", "parquet", "wandb-csv"):
+        assert export(tmp_path / "s", to).exists()

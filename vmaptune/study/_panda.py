@@ -100,7 +100,9 @@ class Panda:
         task = self.experiment.build()
         statics = find_statics(self.experiment, task, file)
         self.statics = statics.with_static(statics.structure)  # one model: no mask
-        self.settings: dict[str, Any] = {name: self.params[name] for name in self.statics.traced}
+        self.params = {name: value if space.active(self.params)[name] else None for name, value in params.items()}
+        there = [name for name in self.statics.traced if self.params[name] is not None]
+        self.settings: dict[str, Any] = {name: self.params[name] for name in there}
         try:
             functions = LaneFunctions(
                 task, dict(self.statics.group_of(self.params)), lane_arguments(space, self.statics.traced)
@@ -108,7 +110,8 @@ class Panda:
         except Exception as error:
             raise_as_input_error(error, file, self.params)
             raise
-        self.alone = Alone(functions, self.settings, seed)
+        self._filled = space.lane_values(self.params, self.statics.traced)  # what does not exist has a value to skip
+        self.alone = Alone(functions, self._filled, seed)
         self.steps = self.experiment.total_steps(self.params)
         self.every = segment_steps(functions.costs(), max(1, self.steps // FINER))
         self.step = 0
@@ -121,7 +124,7 @@ class Panda:
         self._reason: str | None = None  # why it cannot go on
         self._total, self._since = 0.0, 0  # of the losses since the last measurement, and their number
         self._burst = 1
-        self._values = self.alone.arrays(self.settings)
+        self._values = self.alone.arrays({**self._filled, **self.settings})
         self._state = self.alone.start()
         self._snapshots = [Snapshot(0, self._state, dict(self.settings))]
         self._source = source
@@ -205,7 +208,7 @@ class Panda:
         before = self.settings[name]
         self.changes += 1
         self.settings[name] = round(value) if space[name].is_integer else float(value)
-        self._values = self.alone.arrays(self.settings)
+        self._values = self.alone.arrays({**self._filled, **self.settings})
         data = {"trial": self.trial, "step": self.step, "name": name, "from": before, "to": self.settings[name]}
         self._mark("adjust", f"{name} {before:.6g} → {self.settings[name]:.6g}", data)
 
@@ -226,7 +229,7 @@ class Panda:
         before = [point for point in self.curve if point.step <= kept.step]
         self.curve = [CurvePoint(self.trial, p.step, p.loss, p.value, p.metrics) for p in before]
         self.step, self._state, self.settings = kept.step, kept.state, dict(kept.settings)
-        self._values = self.alone.arrays(self.settings)
+        self._values = self.alone.arrays({**self._filled, **self.settings})
         self.bad, self._reason = None, None
         self._total, self._since = 0.0, 0
         with self.ledger.transaction():

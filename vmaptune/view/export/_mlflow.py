@@ -55,9 +55,10 @@ def _write(client: Any, experiment: str, source: Source, trial: TrialRow) -> Non
         for name, value in measured(point)
         if math.isfinite(value)
     ]
+    there = source.space.active(trial.params)
     client.log_batch(
         run,
-        params=[Param(_name(name), str(value)) for name, value in trial.params.items()],
+        params=[Param(_name(name), str(value)) for name, value in trial.params.items() if there[name]],
         tags=[RunTag(name, str(value)) for name, value in tags.items() if value is not None],
     )
     for first in range(0, len(metrics), AT_ONCE):

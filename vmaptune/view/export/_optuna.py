@@ -66,8 +66,10 @@ def _without_sync(connection: Any, _: Any) -> None:
 
 def _trial(source: Source, trial: TrialRow, distributions: dict[str, Any]) -> Any:
     params: dict[str, Any] = {}
+    there = source.space.active(trial.params)
     for name, d in source.space.items():
-        params.update(_values(name, d, trial.params[name], distributions))
+        if there[name]:  # a setting that does not exist for this choice of another one is no parameter of this trial
+            params.update(_values(name, d, trial.params[name], distributions))
     started, finished = source.times_of(trial)
     curve = {p.step: p.value for p in source.curve(trial.trial) if p.value is not None}
     value = trial.value if trial.value is not None and math.isfinite(trial.value) else None
@@ -97,7 +99,7 @@ def _outgoing(name: str, d: Distribution, source: Source) -> list[tuple[str, Any
     of = optuna.distributions
     if d.options is not None:
         return [(name, of.CategoricalDistribution([_option(v) for v in d.options]))]
-    values = [t.params[name] for t in source.trials if not (d.or_zero > 0 and t.params[name] == 0)]
+    values = [v for t in source.trials if (v := t.params[name]) is not None and not (d.or_zero > 0 and v == 0)]
     low, high = min([d.low, *values]), max([d.high, *values])
     zero = [(f"{name}-is-zero", of.CategoricalDistribution([False, True]))] if d.or_zero > 0 else []
     if d.kind == "reverseloguniform":

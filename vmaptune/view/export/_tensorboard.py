@@ -56,7 +56,8 @@ def _events(source: Source, trial: TrialRow, begun: float) -> list[tuple[float, 
     started, finished = source.times_of(trial)
     started = started or begun
     ended = finished or started
-    setting = {_name(n, d): _value(d, trial.params[n]) for n, d in source.space.items()}
+    there = source.space.active(trial.params)
+    setting = {_name(n, d): _value(d, trial.params[n]) for n, d in source.space.items() if there[n]}
     events = [(started, {"summary": summary_v2.hparams_pb(setting, f"trial-{trial.trial}", started)})]
     for point in source.curve(trial.trial):
         values = [Summary.Value(tag=name, simple_value=value) for name, value in measured(point)]

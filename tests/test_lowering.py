@@ -1,0 +1,36 @@
+"""Nothing in the engine assumes a CPU or a GPU: a segment lowers for a TPU, ahead of time, on any machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jax import export
+
+from vmaptune.engine.plan import Plan
+from vmaptune.engine.program import LaneFunctions, Program
+from vmaptune.experiment import find_statics, lane_arguments, load_experiment
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_cnn", "char_lm", "toy"])
+def test_a_segment_lowers_for_another_platform(name, platform, monkeypatch):
+    experiment = load_experiment(EXPERIMENTS / f"{name}.py").experiment
+    task = experiment.build()
+    statics = find_statics(experiment, task)
+    traced = lane_arguments(experiment.space, statics.traced)
+    sample = {n: column[0] for n, column in experiment.space.sample(1, seed=0).items()}
+    functions = LaneFunctions(task, {n: sample[n] for n in statics.static}, traced)
+    lowered = []
+
+    def fake(self):
+        for jitted, shapes in self.parts():
+            lowered.append(export.export(jitted, platforms=[platform])(*shapes))
+        return None, None
+
+    monkeypatch.setattr(Program, "_compile", fake)
+    Program(functions, traced, Plan(devices=1, lanes=8, every=4, tiles=2))
+    assert [each.platforms for each in lowered] == [(platform,), (platform,)]
+    assert all("stablehlo.while" in each.mlir_module() for each in lowered)
