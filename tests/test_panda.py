@@ -81,6 +81,16 @@ def test_changes_compile_nothing_and_are_in_the_ledger(file, tmp_path):
     ]
 
 
+def test_a_stop_that_lies_behind_holds_nothing_up(tmp_path):
+    model = panda(load_experiment(EXPERIMENTS / "toy.py"), out=tmp_path / "p")
+    model.begin()
+    for _ in range(200):
+        if model.step < model.steps:
+            model.advance(until=10)
+    assert model.step == model.steps
+    model.finish()
+
+
 def test_a_change_acts_from_the_next_step_on(file, tmp_path):
     """With momentum 0, training k steps at a rate and then at rate 0 leaves the weights as they were at step k."""
     frozen = begun(file, tmp_path / "a", params={"momentum": 0.0})

@@ -160,7 +160,9 @@ class Panda:
 
     def advance(self, until: int | None = None) -> CurvePoint | None:
         """Trains for a moment, not past `until` or the next measurement; returns the point when one is taken."""
-        stop = min(self.steps, (self.step // self.every + 1) * self.every, until or self.steps)
+        stop = min(self.steps, (self.step // self.every + 1) * self.every)
+        if until is not None and until > self.step:  # one that lies behind holds nothing up
+            stop = min(stop, until)
         n = min(self._burst, stop - self.step)
         began = time.perf_counter()
         self._state, total, bad = self.alone.segment(self._state, self.step, n, self._values)
