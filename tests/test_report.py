@@ -449,3 +449,26 @@ def test_a_population_whose_settings_changed_is_said_to_be_one(tmp_path):
     with Ledger.open(path) as ledger:
         ledger.add_decision(0, "pbt", {"group": 0, "step": 2, "copies": []})
     assert words in write_report(path).read_text("utf-8")
+
+
+def test_conditional_settings(tmp_path):
+    space = vt.Space(
+        {
+            "learning_rate": vt.loguniform(1e-4, 1.0),
+            "optimizer": vt.choice(["sgd", "adam"]),
+            "momentum": vt.reverseloguniform(0.5, 0.999, when={"optimizer": "sgd"}),
+            "nesterov": vt.choice([True, False], when={"optimizer": ["sgd"]}),
+            "beta2": vt.reverseloguniform(0.9, 0.9999, when={"optimizer": ["adam"]}),
+        }
+    )
+    only = space.replace(optimizer=vt.choice(["sgd"]))  # as --set optimizer=sgd makes it
+    for name, each in (("both", space), ("one", only)):
+        path = make_study(tmp_path / name, trials=120, space=each)
+        text = write_report(path).read_text("utf-8")
+        assert 'id="axis-momentum"' in text
+        assert ('id="axis-optimizer"' in text) == (name == "both")
+        with LedgerReader.open(path) as reader:
+            data = gather(reader)
+        figure = next(p for p in pictures(data) if p.name == "parallel")
+        off = next(d for d in figure.data[0]["dimensions"] if d["label"] == "momentum")
+        assert any(text.startswith("off") for text in off["ticktext"]) == (name == "both")

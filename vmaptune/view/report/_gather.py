@@ -210,8 +210,8 @@ class StudyData:
         # Only the order counts, and values of different rungs have none but that of their rungs.
         places = {key: place for place, key in enumerate(sorted({_key(s) for s in found if math.isfinite(s.value)}))}
         values = [places[_key(s)] if math.isfinite(s.value) else math.nan for s in found]
-        varied = Space({name: self.first[name] for name in self.varied})
-        return importance(varied, [s.params for s in found], values, resamples=RESAMPLES)
+        every = importance(self.first, [s.params for s in found], values, resamples=RESAMPLES)
+        return [i for i in every if i.name in self.varied]
 
     @cached_property
     def varied(self) -> list[str]:
