@@ -12,17 +12,17 @@ from vmaptune.store.ledger import LedgerReader
 from vmaptune.view.live._draw import panel
 from vmaptune.view.live._snapshot import Looked, Rate, Snapshot, from_progress, look
 
-LEAST = 0.25  # seconds between two drawings
-LEAST_LOOK = 1.0  # seconds between two looks into the ledger
-DRAWING_SHARE = 0.003  # of the time, on one core
-LOOKING_SHARE = 0.002
+LEAST = 0.5  # seconds between two drawings
+LEAST_LOOK = 2.0  # seconds between two looks into the ledger
+DRAWING_SHARE = 0.002  # of the time, on one core
+LOOKING_SHARE = 0.001
 
 
 class TerminalView:
     """A listener that draws a study in a terminal (standard error by default).
 
     The study's thread only leaves its last `Progress` here. Drawing and reading the ledger happen in another
-    thread, which measures what they cost and waits long enough for it to stay below half a per cent.
+    thread, which measures what they cost and waits long enough for it to stay below a third of a per cent of one core.
     """
 
     def __init__(self, stream: TextIO | None = None, *, notes: bool = True, width: int | None = None):
