@@ -472,3 +472,19 @@ def test_conditional_settings(tmp_path):
         figure = next(p for p in pictures(data) if p.name == "parallel")
         off = next(d for d in figure.data[0]["dimensions"] if d["label"] == "momentum")
         assert any(text.startswith("off") for text in off["ticktext"]) == (name == "both")
+
+
+def test_png_without_its_means_says_what_to_install(study, tmp_path, monkeypatch, capsys):
+    import kaleido
+
+    def nothing(**_):
+        raise RuntimeError("no browser")
+
+    monkeypatch.setattr(kaleido, "start_sync_server", nothing)
+    out = str(tmp_path / "r.html")
+    assert main(["report", str(study), "--out", out, "--png"]) == 2
+    assert "no browser" in (said := capsys.readouterr().err)
+    assert "apt-get install chromium" in said
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    assert main(["report", str(study), "--out", out, "--png"]) == 2
+    assert "pip install 'vmaptune[png]'" in capsys.readouterr().err
