@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vmaptune.study._progress import Listener
 
-SHARE = 0.02  # of a study's time that reports may take before its end
+SHARE = 0.05  # of a study's time that reports may take before its end
 FIRST_GUESS = 0.5  # seconds for the first one
 MOST_AT_THE_END = 3.0  # seconds, of a study that is interrupted or fails
 
