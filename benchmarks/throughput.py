@@ -5,7 +5,8 @@
 
 Every method runs in a process of its own, gets its best honest setting (a few are tried, the fastest kept), is
 warmed up, and is then timed in repeats that are interleaved with all others'; a row is the median. A repeat in
-which other processes took more than 5 % of the machine is taken again, at most as often as there are repeats. Training
+which other processes took more than 5 % of the machine is taken again, at most as often as there are repeats; a row
+of which most were disturbed is marked with ~ and not judged. Training
 alone is timed; evaluation, imports and compilation are given apart, the latter two also included
 (`us_included`: spread over a job of 256 models and 1,000 steps). `ratio` is a row's time over vmaptune's of the
 same run: own batches per lane against own, all others against one order shared by the lanes. Needs the extra
@@ -174,7 +175,8 @@ class Worker:
             return {"work": self.work, "method": self.method, "us_per_model_step": None, "note": note}
         about = {k: v for k, v in self.about.items() if k != "wall"}
         clean = self.clean()
-        return row_of(self.work, self.method, clean if 2 * len(clean) >= len(self.times) else self.times, about)
+        about["disturbed"] = 2 * len(clean) < len(self.times)
+        return row_of(self.work, self.method, self.times if about["disturbed"] else clean, about)
 
 
 def best_worker(work: str, method: str, args: argparse.Namespace) -> Worker:

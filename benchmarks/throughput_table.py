@@ -70,14 +70,17 @@ def with_ratios(rows: Sequence[Row]) -> list[Row]:
     every row. The bound's ratio is the share of it that vmaptune reaches. None where there is nothing to compare.
     """
     times = {(r["work"], r["method"]): r["us_per_model_step"] for r in rows if r.get("us_per_model_step")}
+    disturbed = {(r["work"], r["method"]) for r in rows if r.get("disturbed")}
     done = []
     for row in rows:
         own, shared = (times.get((row["work"], method)) for method in OURS)
         mine = row.get("us_per_model_step")
+        reference = OURS[0] if row["method"] in OWN else OURS[1]
         against = own if row["method"] in OWN else shared
         done.append(
             {
                 **row,
+                "disturbed": bool({(row["work"], row["method"]), (row["work"], reference)} & disturbed),
                 "us_own": own,
                 "us_shared": shared,
                 "ratio": mine / against if mine and against else None,
@@ -88,8 +91,8 @@ def with_ratios(rows: Sequence[Row]) -> list[Row]:
 
 
 def bars(rows: Sequence[Row], device: str = "cpu") -> list[Row]:
-    """Every bar that these rows allow to judge: `work`, `bar`, `value`, `target` and `ok`."""
-    ratio = {(r["work"], r["method"]): r.get("ratio") for r in rows}
+    """Every bar that the undisturbed rows allow to judge: `work`, `bar`, `value`, `target` and `ok`."""
+    ratio = {(r["work"], r["method"]): r.get("ratio") for r in rows if not r.get("disturbed")}
     judged = []
 
     def judge(work: str, bar: str, value: float | None, target: float) -> None:
@@ -139,7 +142,8 @@ def table(rows: Sequence[Row]) -> str:
             )
             lines.append(
                 f"  {row['method']:22}{row['us_per_model_step']:>14.2f}{row['spread']:>8.0%}{ratios}"
-                f"{row['compile_s']:>11.1f}{row['startup_s']:>11.1f}{row['us_included']:>10.1f}  {row['setting']}"
+                f"{row['compile_s']:>11.1f}{row['startup_s']:>11.1f}{row['us_included']:>10.1f}  "
+                f"{'~ ' if row.get('disturbed') else ''}{row['setting']}"
             )
             if "us_per_evaluation" in row:
                 lines.append(f"    {'evaluation of a model':20}{row['us_per_evaluation']:>14.2f}")

@@ -109,6 +109,14 @@ def test_a_gpu_has_bars_of_its_own():
     assert t.bars(rows, "tpu") == []
 
 
+def test_what_was_disturbed_is_marked_and_not_judged():
+    ours, loop, scan = (timed("mlp_8_32", method, 1.0) for method in ("vmaptune_shared", "loop", "scan"))
+    rows = t.with_ratios([ours, {**loop, "disturbed": True}, scan])
+    assert [bar["bar"] for bar in t.bars(rows)] == ["faster than scan"]
+    assert [line.count("~") for line in t.table(rows).splitlines()[1:4]] == [0, 1, 0]
+    assert t.bars(t.with_ratios([{**ours, "disturbed": True}, loop, scan])) == []
+
+
 def test_rows_measured_again_replace_the_old_ones_with_their_own_ratio():
     old = t.with_ratios([timed("gru", "vmaptune_shared", 10.0), timed("gru", "scan", 30.0), timed("gru", "vmap", 20.0)])
     new = t.with_ratios([timed("gru", "vmaptune_shared", 20.0), timed("gru", "scan", 40.0)])
