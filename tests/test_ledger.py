@@ -525,10 +525,10 @@ def test_rows_that_were_tampered_with(ledger, sql):
 def test_another_database_and_a_newer_schema(ledger):
     path = closed(ledger)
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 99")
     connection.close()
     for opener in (LedgerReader.open, Ledger.open):
-        with pytest.raises(StudyError, match=r"newer vmaptune \(schema 2; this one knows 1\); upgrade"):
+        with pytest.raises(StudyError, match=r"newer vmaptune \(schema 99; this one knows 2\); upgrade"):
             opener(ledger.directory)
     path.unlink()
     with sqlite3.connect(path) as connection:

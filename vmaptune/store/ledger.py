@@ -3,7 +3,6 @@
 `Ledger` writes (and reads), `LedgerReader` reads; the records are in rows.py, the tables in schema.py.
 """
 
-import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +12,9 @@ from typing import Any, Self
 
 from vmaptune.errors import InputError, StudyError
 from vmaptune.store.encoding import encode_float, encode_text, to_json
-from vmaptune.store.reader import LedgerReader, Reading, check, connect, has_file
+from vmaptune.store.lock import Lock
+from vmaptune.store.migrations import migrate
+from vmaptune.store.reader import LedgerReader, Reading, check, check_tally, connect, has_file
 from vmaptune.store.rows import (
     CurvePoint,
     DecisionRow,
@@ -23,13 +24,18 @@ from vmaptune.store.rows import (
     TrialResult,
     TrialRow,
 )
-from vmaptune.store.schema import APPLICATION_ID, FILE_NAME, FINISHED, SCHEMA_VERSION, TABLES
+from vmaptune.store.schema import (
+    APPLICATION_ID,
+    COLUMNS,
+    COUNTED,
+    FILE_NAME,
+    FINISHED,
+    SCHEMA_VERSION,
+    TABLES,
+    insert,
+    row_sum,
+)
 from vmaptune.store.states import State
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where two writers are not told apart
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "FILE_NAME",
@@ -54,9 +60,12 @@ class Ledger(Reading):
     Every method raises StudyError when the file cannot be written, and then nothing of its call is kept.
     """
 
-    def __init__(self, directory: Path, connection: sqlite3.Connection, lock: int | None) -> None:
+    def __init__(self, directory: Path, connection: sqlite3.Connection, lock: Lock) -> None:
         super().__init__(directory, connection)
         self._lock = lock
+        self._tally = dict.fromkeys(COUNTED, 0)
+        self._changed = False  # in the transaction that is open
+        self.seq = 0  # the number of the last row written
 
     @classmethod
     def create(cls, directory: str | Path, meta: Mapping[str, Any]) -> Self:
@@ -70,7 +79,7 @@ class Ledger(Reading):
             raise _already_there(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            lock = _lock(directory)
+            lock = Lock.take(directory)
         except (OSError, ValueError) as error:
             raise _no_directory(directory, error) from error
         try:
@@ -88,11 +97,11 @@ class Ledger(Reading):
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
                 raise
         except BaseException:
-            _unlock(lock)
+            lock.release()
             raise
 
     @classmethod
-    def _make(cls, directory: Path, meta: Mapping[str, Any], lock: int | None) -> Self:
+    def _make(cls, directory: Path, meta: Mapping[str, Any], lock: Lock) -> Self:
         ledger = cls(directory, _open_for_writing(directory), lock)
         try:
             with ledger.transaction():
@@ -100,6 +109,7 @@ class Ledger(Reading):
                 ledger._run(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 for statement in TABLES.values():
                     ledger._run(statement)
+                ledger._changed = True
                 for key, value in meta.items():
                     ledger.set_meta(key, value)
         except BaseException:
@@ -114,18 +124,29 @@ class Ledger(Reading):
         directory = Path(directory)
         LedgerReader.open(directory).close()
         try:
-            lock = _lock(directory)
+            lock = Lock.take(directory)
         except OSError as error:
             raise _no_directory(directory, error) from error
         connection = None
         try:
             connection = _open_for_writing(directory)
-            check(directory, connection)
-            return cls(directory, connection, lock)
+            version = check(directory, connection)
+            if version < SCHEMA_VERSION:
+                migrate(connection, version)
+            ledger = cls(directory, connection, lock)
+            check_tally(ledger)
+            _, ledger.seq, *counts = ledger._rows("tally")[0]
+            ledger._tally = dict(zip(COUNTED, counts, strict=True))
+            return ledger
+        except sqlite3.Error as error:
+            if connection is not None:
+                connection.close()
+            lock.release()
+            raise _unwritable(directory, error) from error
         except BaseException:
             if connection is not None:
                 connection.close()
-            _unlock(lock)
+            lock.release()
             raise
 
     def close(self) -> None:
@@ -135,8 +156,7 @@ class Ledger(Reading):
             self._connection.execute("PRAGMA busy_timeout = 0")
             self._connection.execute("PRAGMA journal_mode = DELETE")
         super().close()
-        _unlock(self._lock)
-        self._lock = None
+        self._lock.release()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -146,11 +166,16 @@ class Ledger(Reading):
         can be undone alone.
         """
         inner = self._connection.in_transaction
+        before = dict(self._tally)
         self._run("SAVEPOINT inner_block" if inner else "BEGIN IMMEDIATE")
         try:
             yield
+            if self._changed and not inner:
+                self._put("tally", [(1, self.seq, *self._tally.values())], replace=True)
+                self._changed = False
             self._run("RELEASE inner_block" if inner else "COMMIT")
         except BaseException:
+            self._tally = before
             if self._connection.in_transaction:  # SQLite itself rolls back on some errors, a full disk for one
                 with suppress(sqlite3.Error):
                     if inner:
@@ -162,85 +187,69 @@ class Ledger(Reading):
 
     def set_meta(self, key: str, value: Any) -> None:
         """Sets one entry; one that is there is replaced. FINISHED: True ends the study."""
-        self._run(
-            "INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)",
-            encode_text(key),
-            to_json(value, f"meta {key}"),
-        )
+        row = (encode_text(key), to_json(value, f"meta {key}"))
+        with self.transaction():
+            there = self._query("SELECT count(*) FROM meta WHERE key = ?", row[0])[0][0]
+            if there:
+                self._run("UPDATE meta SET value = ?, sum = ? WHERE key = ?", row[1], row_sum("meta", row), row[0])
+                self._changed = True
+            else:
+                self._add("meta", [row])
 
     def add_round(self, round: int, kind: str, space_json: Any, trials: int, info: Any = None) -> None:
         """A round begins: `kind` is "search" or "confirm", `trials` the number planned."""
-        self._run(
-            "INSERT INTO rounds (round, kind, space, trials, started, finished, info) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            int(round),
-            kind,
-            to_json(space_json, "space"),
-            int(trials),
-            time.time(),
-            None,
-            to_json(info, "info"),
-        )
+        row = (int(round), kind, to_json(space_json, "space"), int(trials), time.time(), None, to_json(info, "info"))
+        self._add("rounds", [(*row, self._next(), None)])
 
-    def finish_round(self, round: int, info: Any = None) -> None:
-        """A round ends now. `info` replaces what `add_round` was given, unless it is None."""
-        kept = None if info is None else to_json(info, "info")
-        sql = "UPDATE rounds SET finished = ?, info = coalesce(?, info) WHERE round = ?"
-        self._update(sql, [(time.time(), kept, int(round))], "round")
+    def finish_round(self, round: int) -> None:
+        """A round ends now."""
+        self._end("rounds", {int(round): {"finished": time.time()}}, "round")
 
     def add_trials(self, rows: Iterable[TrialRow]) -> None:
         """New trials. Raises StudyError when one of their ids is taken."""
-        self._many(
-            "INSERT INTO trials (trial, round, grp, state, reason, seed, steps, value, params, of, metrics) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
+        new = []
+        for row in rows:
+            seq = self._next()
+            new.append(
                 (
-                    int(row.trial),
-                    int(row.round),
-                    int(row.group),
-                    str(State(row.state)),
-                    encode_text(row.reason),
-                    int(row.seed),
-                    int(row.steps),
-                    encode_float(row.value),
-                    to_json(dict(row.params), "params"),
-                    None if row.of is None else int(row.of),
-                    to_json(dict(row.metrics), "metrics"),
+                    int(row.trial), int(row.round), int(row.group), str(State(row.state)), encode_text(row.reason),
+                    int(row.seed), int(row.steps), encode_float(row.value), to_json(dict(row.params), "params"),
+                    None if row.of is None else int(row.of), to_json(dict(row.metrics), "metrics"), seq,
+                    seq if State(row.state).ended else None,
                 )
-                for row in rows
-            ],
-        )
+            )  # fmt: skip
+        self._add("trials", new)
 
     def add_curve_points(self, points: Iterable[CurvePoint]) -> None:
-        """Points of curves. One that is there (a resumed study repeats a segment) is replaced."""
-        self._many(
-            "INSERT OR REPLACE INTO curves (trial, step, loss, value, metrics) VALUES (?, ?, ?, ?, ?)",
-            [
-                (
-                    int(point.trial),
-                    int(point.step),
-                    encode_float(point.loss),
-                    encode_float(point.value),
-                    to_json(dict(point.metrics), "metrics"),
-                )
-                for point in points
-            ],
-        )
+        """Points of curves, in the order in which they were measured. One that is there is replaced."""
+        rows = [
+            (
+                int(point.trial), int(point.step), encode_float(point.loss), encode_float(point.value),
+                to_json(dict(point.metrics), "metrics"), self._next(),
+            )
+            for point in points
+        ]  # fmt: skip
+        with self.transaction():
+            for row in rows:
+                if self._query("SELECT 1 FROM curves WHERE trial = ? AND step = ?", *row[:2]):
+                    self._run("DELETE FROM curves WHERE trial = ? AND step = ?", *row[:2])
+                    self._tally["curves"] -= 1
+            self._add("curves", rows)
 
     def finish_trials(self, results: Iterable[TrialResult]) -> None:
         """How trials ended. Raises StudyError when one of them was never added."""
-        self._update(
-            "UPDATE trials SET state = ?, reason = ?, steps = ?, value = ?, metrics = ? WHERE trial = ?",
-            [
-                (
-                    str(State(result.state)),
-                    encode_text(result.reason),
-                    int(result.steps),
-                    encode_float(result.value),
-                    to_json(dict(result.metrics), "metrics"),
-                    int(result.trial),
-                )
+        self._end(
+            "trials",
+            {
+                int(result.trial): {
+                    "state": str(State(result.state)),
+                    "reason": encode_text(result.reason),
+                    "steps": int(result.steps),
+                    "value": encode_float(result.value),
+                    "metrics": to_json(dict(result.metrics), "metrics"),
+                }
                 for result in results
-            ],
+            },
             "trial",
         )
 
@@ -248,49 +257,81 @@ class Ledger(Reading):
         self, group: int, static: Any, plan: Any, compile_seconds: float | None = None, info: Any = None
     ) -> None:
         """A group and the plan by which it runs; one that is there (planned anew) is replaced."""
-        self._run(
-            "INSERT OR REPLACE INTO groups (grp, static, plan, compile_seconds, info) VALUES (?, ?, ?, ?, ?)",
-            int(group),
-            to_json(static, "static"),
-            to_json(plan, "plan"),
-            encode_float(compile_seconds),
-            to_json(info, "info"),
-        )
+        row = (int(group), to_json(static, "static"), to_json(plan, "plan"), encode_float(compile_seconds),
+               to_json(info, "info"), self._next())  # fmt: skip
+        with self.transaction():
+            if self._query("SELECT 1 FROM groups WHERE grp = ?", row[0]):
+                self._run("DELETE FROM groups WHERE grp = ?", row[0])
+                self._tally["groups"] -= 1
+            self._add("groups", [row])
 
     def add_decision(self, round: int | None, kind: str, data: Any) -> None:
         """A decision with all that it needs to be taken again."""
-        self._run(
-            "INSERT INTO decisions (round, kind, data, time) VALUES (?, ?, ?, ?)",
-            None if round is None else int(round),
-            encode_text(kind),
-            to_json(data, "data"),
-            time.time(),
-        )
+        with self.transaction():
+            number = self._query("SELECT coalesce(max(id), 0) + 1 FROM decisions")[0][0]
+            row = (number, None if round is None else int(round), encode_text(kind), to_json(data, "data"),
+                   time.time(), self._next())  # fmt: skip
+            self._add("decisions", [row])
+
+    def roll_back(self, seq: int) -> None:
+        """Takes back every row after the one numbered `seq`, except groups and their plans: rounds, trials,
+        points and decisions are gone, and what had ended since is open again."""
+        with self.transaction():
+            self._changed = True
+            for table in ("curves", "decisions", "trials", "rounds"):
+                self._run(f"DELETE FROM {table} WHERE seq > ?", int(seq))
+                self._tally[table] = self._query(f"SELECT count(*) FROM {table}")[0][0]
+            again: dict[str, dict[str, Any]] = {
+                "trials": {"state": str(State.RUNNING), "reason": None, "steps": 0, "value": None, "metrics": "{}"},
+                "rounds": {"finished": None},
+            }
+            for table, changes in again.items():
+                for row in self._rows(table, "WHERE ended > ?", int(seq)):
+                    self._put(table, [self._changed_row(table, row, changes | {"ended": None})], replace=True)
+
+    def _next(self) -> int:
+        self.seq += 1
+        return self.seq
+
+    def _add(self, table: str, rows: list[tuple[Any, ...]]) -> None:
+        """New rows of a table, all or none."""
+        with self.transaction():
+            self._put(table, rows)
+            self._tally[table] += len(rows)
+            self._changed = True
+
+    def _put(self, table: str, rows: list[tuple[Any, ...]], *, replace: bool = False) -> None:
+        try:
+            self._connection.executemany(insert(table, replace=replace), [(*row, row_sum(table, row)) for row in rows])
+        except (sqlite3.Error, OverflowError) as error:
+            raise _unwritable(self.directory, error) from error
+
+    def _end(self, table: str, changes: Mapping[int, Mapping[str, Any]], what: str) -> None:
+        """Completes rows. Raises StudyError when one is missing."""
+        with self.transaction():
+            new = []
+            for number, change in changes.items():
+                found = self._rows(table, f"WHERE {what} = ?", number)
+                if found:
+                    new.append(self._changed_row(table, found[0], {**change, "ended": self._next()}))
+            if len(new) != len(changes):
+                raise _unwritable(
+                    self.directory,
+                    f"{len(changes) - len(new)} of {len(changes)} have no row in it "
+                    f"({what} {', '.join(map(str, list(changes)[:8]))}, ...)",
+                )
+            self._put(table, new, replace=True)
+            self._changed = True
+
+    @staticmethod
+    def _changed_row(table: str, row: Any, changes: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple((dict(zip(COLUMNS[table], row, strict=True)) | dict(changes)).values())
 
     def _run(self, sql: str, *values: Any) -> None:
         try:
             self._connection.execute(sql, values)
         except (sqlite3.Error, OverflowError) as error:
             raise _unwritable(self.directory, error) from error
-
-    def _many(self, sql: str, rows: list[tuple[Any, ...]]) -> int:
-        """Runs one statement for each row, all or none. Returns how many rows of the table it touched."""
-        with self.transaction():
-            try:
-                return self._connection.executemany(sql, rows).rowcount if rows else 0
-            except (sqlite3.Error, OverflowError) as error:
-                raise _unwritable(self.directory, error) from error
-
-    def _update(self, sql: str, rows: list[tuple[Any, ...]], what: str) -> None:
-        """`_many` for an UPDATE whose last value is the row's id. Raises StudyError when a row is missing."""
-        with self.transaction():
-            touched = self._many(sql, rows)
-            if touched != len(rows):
-                ids = ", ".join(str(row[-1]) for row in rows[:8])
-                raise _unwritable(
-                    self.directory,
-                    f"{len(rows) - touched} of {len(rows)} have no row in it ({what} {ids}, ...)",
-                )
 
 
 def _open_for_writing(directory: Path) -> sqlite3.Connection:
@@ -304,29 +345,6 @@ def _open_for_writing(directory: Path) -> sqlite3.Connection:
         if connection is not None:
             connection.close()
         raise _unwritable(directory, error) from error
-
-
-def _lock(directory: Path) -> int | None:
-    """Marks the directory as ours until the process ends. Raises InputError when another process has it."""
-    if fcntl is None:
-        return None
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise InputError(
-            f"{directory} is being written by another run; wait for it, stop it, or choose another --out"
-        ) from None
-    except OSError:  # a file system without locks
-        os.close(handle)
-        return None
-    return handle
-
-
-def _unlock(handle: int | None) -> None:
-    if handle is not None:
-        os.close(handle)
 
 
 def _already_there(directory: Path) -> InputError:

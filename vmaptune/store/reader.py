@@ -11,11 +11,20 @@ from typing import Any, Self
 
 from vmaptune.errors import InputError, StudyError
 from vmaptune.store.encoding import decode_float, from_json
+from vmaptune.store.migrations import in_memory
 from vmaptune.store.rows import CurvePoint, DecisionRow, GroupRow, Progress, RoundRow, TrialRow
-from vmaptune.store.schema import APPLICATION_ID, FILE_NAME, FINISHED, SCHEMA_VERSION, TABLES
+from vmaptune.store.schema import (
+    APPLICATION_ID,
+    COUNTED,
+    FILE_NAME,
+    FINISHED,
+    SCHEMA_VERSION,
+    TABLES,
+    row_sum,
+    select,
+)
 from vmaptune.store.states import State
 
-_TRIAL = "SELECT trial, round, grp, state, reason, seed, steps, value, params, of, metrics FROM trials"
 _WAIT = 30.0  # seconds to wait for a lock before it is an error
 
 
@@ -51,33 +60,28 @@ class Reading:
                 self._connection.execute("ROLLBACK")
 
     def meta(self) -> dict[str, Any]:
-        return {key: self._json(value) for key, value in self._query("SELECT key, value FROM meta ORDER BY rowid")}
+        return {key: self._json(value) for key, value in self._rows("meta", "ORDER BY rowid")}
 
     def finished(self) -> bool:
         """Whether the study came to its end: its meta entry FINISHED is true."""
-        found = self._query("SELECT value FROM meta WHERE key = ?", FINISHED)
-        return bool(found and self._json(found[0][0]))
+        found = self._rows("meta", "WHERE key = ?", FINISHED)
+        return bool(found and self._json(found[0][1]))
 
     def rounds(self) -> list[RoundRow]:
-        found = self._query("SELECT round, kind, space, trials, started, finished, info FROM rounds ORDER BY round")
         return [
-            RoundRow(number, kind, self._json(space), trials, started, finished, self._json(info))
-            for number, kind, space, trials, started, finished, info in found
+            RoundRow(number, kind, self._json(space), trials, started, finished, self._json(info), seq)
+            for number, kind, space, trials, started, finished, info, seq, _ in self._rows("rounds", "ORDER BY round")
         ]
 
     def trials(self, round: int | None = None, state: State | str | None = None) -> list[TrialRow]:
         """All trials in the order of their ids, or those of one round or in one state."""
         wanted = None if state is None else str(State(state))
-        found = self._query(
-            f"{_TRIAL} WHERE (?1 IS NULL OR round = ?1) AND (?2 IS NULL OR state = ?2) ORDER BY trial",
-            round,
-            wanted,
-        )
-        return [self._trial(row) for row in found]
+        where = "WHERE (?1 IS NULL OR round = ?1) AND (?2 IS NULL OR state = ?2) ORDER BY trial"
+        return [self._trial(row) for row in self._rows("trials", where, round, wanted)]
 
     def trial(self, trial: int) -> TrialRow:
         """One trial. Raises InputError when the study has none of that number."""
-        found = self._query(f"{_TRIAL} WHERE trial = ?", trial)
+        found = self._rows("trials", "WHERE trial = ?", trial)
         if not found:
             low, high = self._query("SELECT min(trial), max(trial) FROM trials")[0]
             there = "has no trials yet" if low is None else f"has trials {low} to {high}"
@@ -86,61 +90,78 @@ class Reading:
 
     def curve(self, trial: int) -> list[CurvePoint]:
         """The points of one trial by step; empty when it has none."""
-        found = self._query("SELECT step, loss, value, metrics FROM curves WHERE trial = ? ORDER BY step", trial)
-        return [
-            CurvePoint(trial, step, self._float(loss), self._float(value), self._json(metrics))
-            for step, loss, value, metrics in found
-        ]
+        return self._points("WHERE trial = ? ORDER BY step", trial)
 
     def curves(self) -> Iterator[tuple[int, list[CurvePoint]]]:
         """Each trial that has points, by its id, with its curve. One trial at a time is in memory."""
         for (trial,) in self._query("SELECT DISTINCT trial FROM curves ORDER BY trial"):
             yield trial, self.curve(trial)
 
+    def reports(self, round: int) -> list[CurvePoint]:
+        """Every point of a round's trials in the order in which they came: what its decisions were taken from."""
+        return self._points("WHERE trial IN (SELECT trial FROM trials WHERE round = ?) ORDER BY seq", round)
+
+    def _points(self, where: str, *values: Any) -> list[CurvePoint]:
+        return [
+            CurvePoint(trial, step, self._float(loss), self._float(value), self._json(metrics))
+            for trial, step, loss, value, metrics, _ in self._rows("curves", where, *values)
+        ]
+
     def groups(self) -> list[GroupRow]:
-        found = self._query("SELECT grp, static, plan, compile_seconds, info FROM groups ORDER BY grp")
         return [
             GroupRow(group, self._json(static), self._json(plan), self._float(seconds), self._json(info))
-            for group, static, plan, seconds, info in found
+            for group, static, plan, seconds, info, _ in self._rows("groups", "ORDER BY grp")
         ]
 
     def decisions(self, kind: str | None = None) -> list[DecisionRow]:
         """All decisions in the order in which they were taken, or those of one kind."""
-        found = self._query(
-            "SELECT id, round, kind, data, time FROM decisions WHERE ?1 IS NULL OR kind = ?1 ORDER BY id",
-            kind,
-        )
-        return [DecisionRow(row, number, what, self._json(data), time) for row, number, what, data, time in found]
+        found = self._rows("decisions", "WHERE ?1 IS NULL OR kind = ?1 ORDER BY id", kind)
+        return [DecisionRow(row, number, what, self._json(data), time) for row, number, what, data, time, _ in found]
 
     def counts(self) -> dict[State, int]:
         """How many trials are in each state; every state is there, with 0 when none is in it."""
-        found = self._query("SELECT state, count(*) FROM trials GROUP BY state")
-        return dict.fromkeys(State, 0) | {self._state(state): count for state, count in found}
+        counts = dict.fromkeys(State, 0)
+        for row in self._rows("trials"):
+            counts[self._state(row[3])] += 1
+        return counts
 
     def progress(self) -> Progress:
         """How far the study is."""
         with self.snapshot():
-            rounds = self._query("SELECT round, kind, trials, started, finished FROM rounds ORDER BY round")
-            number, kind, trials, *_ = rounds[-1] if rounds else (None, None, 0)
-            ended = self._query(
-                "SELECT count(*) FROM trials WHERE round = ? AND state <> ?", number, str(State.RUNNING)
+            rounds = self.rounds()
+            last = rounds[-1] if rounds else None
+            trials = self._rows("trials")
+            alive = self._rows(
+                "curves",
+                "WHERE (trial, step) IN (SELECT trial, max(step) FROM curves WHERE trial IN "
+                "(SELECT trial FROM trials WHERE state = ?) GROUP BY trial)",
+                str(State.RUNNING),
             )
-            steps = self._query(
-                "SELECT coalesce(sum(max(t.steps, coalesce((SELECT max(step) FROM curves c "
-                "WHERE c.trial = t.trial), 0))), 0) FROM trials t"
-            )
+            running = {row[0] for row in trials if row[3] == State.RUNNING}
+            steps = {row[0]: row[6] for row in trials} | {row[0]: row[1] for row in alive if row[0] in running}
+            counts = dict.fromkeys(State, 0)
+            for row in trials:
+                counts[self._state(row[3])] += 1
             return Progress(
                 finished=self.finished(),
                 rounds=len(rounds),
-                rounds_finished=sum(row[4] is not None for row in rounds),
-                round=number,
-                kind=kind,
-                trials=trials,
-                ended=ended[0][0],
-                steps=steps[0][0],
-                counts=self.counts(),
-                started=rounds[0][3] if rounds else None,
+                rounds_finished=sum(row.finished is not None for row in rounds),
+                round=last.round if last else None,
+                kind=last.kind if last else None,
+                trials=last.trials if last else 0,
+                ended=sum(row[3] != State.RUNNING for row in trials if last and row[1] == last.round),
+                steps=sum(steps.values()),
+                counts=counts,
+                started=rounds[0].started if rounds else None,
             )
+
+    def _rows(self, table: str, where: str = "", *values: Any) -> list[Any]:
+        """Whole rows of a table without their sums. Raises StudyError when a row is not what was written."""
+        found = self._query(f"{select(table)} {where}", *values)
+        for *row, stored in found:
+            if row_sum(table, row) != stored:
+                raise unreadable(self.directory, f"a row of its table {table} is damaged ({row[0]!r:.40})")
+        return [row[:-1] for row in found]
 
     def _query(self, sql: str, *values: Any) -> list[Any]:
         """All rows at once, so that no read stays open and holds up the writer's checkpoints."""
@@ -150,7 +171,7 @@ class Reading:
             raise unreadable(self.directory, error) from error
 
     def _trial(self, row: Any) -> TrialRow:
-        trial, number, group, state, reason, seed, steps, value, params, of, metrics = row
+        trial, number, group, state, reason, seed, steps, value, params, of, metrics, *_ = row
         return TrialRow(
             trial=trial,
             round=number,
@@ -213,7 +234,14 @@ class LedgerReader(Reading):
             raise unreadable(directory, error) from error
         reader = cls(directory, connection, copy)
         try:
-            check(directory, connection)
+            version = check(directory, connection)
+            if version < SCHEMA_VERSION:
+                reader._connection = in_memory(connection, version)
+                connection.close()
+            check_tally(reader)
+        except sqlite3.Error as error:
+            reader.close()
+            raise unreadable(directory, error) from error
         except BaseException:
             reader.close()
             raise
@@ -241,8 +269,8 @@ def connect(target: str) -> sqlite3.Connection:
     return sqlite3.connect(target, timeout=_WAIT, isolation_level=None, check_same_thread=False, uri=True)
 
 
-def check(directory: Path, connection: sqlite3.Connection) -> None:
-    """Raises StudyError unless the file is a study whose schema this vmaptune knows."""
+def check(directory: Path, connection: sqlite3.Connection) -> int:
+    """The schema's version. Raises StudyError unless the file is a study whose schema this vmaptune knows."""
     try:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -259,16 +287,40 @@ def check(directory: Path, connection: sqlite3.Connection) -> None:
             f"{directory} was written by a newer vmaptune (schema {version}; this one knows "
             f"{SCHEMA_VERSION}); upgrade vmaptune to read it"
         )
-    missing = sorted(TABLES.keys() - there)
+    if version < 1:
+        raise unreadable(directory, f"its schema has the version {version}, which there never was")
+    missing = sorted(TABLES.keys() - there - ({"tally"} if version < 2 else set()))
     if missing:
         raise unreadable(directory, f"its tables {', '.join(missing)} are missing")
+    return version
+
+
+def check_tally(reading: Reading) -> None:
+    """Raises StudyError when a table has lost or gained rows: its rows' own sums do not tell that."""
+    with reading.snapshot():
+        found = reading._rows("tally")
+        if len(found) != 1:
+            raise unreadable(reading.directory, "its table tally is damaged")
+        for table, count in zip(COUNTED, found[0][2:], strict=True):
+            ((there,),) = reading._query(f"SELECT count(*) FROM {table}")
+            if there != count:
+                raise unreadable(reading.directory, f"its table {table} has {there} rows, but {count} were written")
 
 
 def unreadable(directory: Path, why: object) -> StudyError:
     return StudyError(
-        f"{directory / FILE_NAME} cannot be read: {why}; if it is damaged, restore it from a copy, "
-        "or run the study again with another --out"
+        f"{directory / FILE_NAME} cannot be read: {why}; if it is damaged, restore it from a copy, or run the "
+        f"study again with another --out. {_left(directory)}"
     )
+
+
+def _left(directory: Path) -> str:
+    """What else a damaged study holds."""
+    table = directory / "trials.csv"
+    models = len(list((directory / "best").glob("*.weights"))) if (directory / "best").is_dir() else 0
+    found = [f"the trials of the rounds that ended, in {table}"] if table.exists() else []
+    found += [f"{models} trained models in {directory / 'best'}"] if models else []
+    return "What can be saved: " + (" and ".join(found) if found else "the rows that `vmaptune rescue` still reads")
 
 
 def _connect(path: Path) -> "tuple[sqlite3.Connection, tempfile.TemporaryDirectory[str] | None]":

@@ -58,6 +58,7 @@ class RoundRow:
     started: float  # seconds since the epoch
     finished: float | None
     info: Any
+    seq: int = 0  # when it began, in the ledger's own order
 
 
 @dataclass(frozen=True)
