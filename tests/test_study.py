@@ -252,7 +252,7 @@ def test_another_process_reads_while_the_study_runs(tmp_path):
 
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
-def test_an_interrupted_study_leaves_no_trial_running(tmp_path, signal_name):
+def test_an_interrupted_study_is_saved_and_says_how_to_go_on(tmp_path, signal_name, capsys):
     (tmp_path / "spirals.py").write_text(SPIRALS)
     out = tmp_path / "s"
     command = [sys.executable, "-m", "vmaptune", "run", str(tmp_path / "spirals.py"), "--out", str(out),
@@ -265,15 +265,18 @@ def test_an_interrupted_study_leaves_no_trial_running(tmp_path, signal_name):
         process.send_signal(getattr(signal, signal_name))
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted" in errors
+    assert f"everything is saved; go on with: python -m vmaptune resume {out}" in errors
     assert "Traceback" not in errors
     study = vt.load(out)
     states = study.ledger.counts()
-    assert states["RUNNING"] == 0
-    assert states["FAIL"] > 0
+    assert states["FAIL"] == 0
+    assert states["RUNNING"] > 0  # to be gone on with
     assert states["COMPLETE"] > 0
     assert study.meta["state"] == "interrupted"
-    assert {t.reason for t in study.trials(state="FAIL")} == {"interrupted"}
+    assert list((out / "checkpoints").glob("*.ckpt"))
+    assert main(["status", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"resume {out}" in said
 
 
 def test_a_listener_that_fails_ends_the_study_and_is_told_why(tmp_path):
@@ -290,5 +293,5 @@ def test_a_listener_that_fails_ends_the_study_and_is_told_why(tmp_path):
         vt.run(tmp_path / "spirals.py", trials=24, rounds=1, out=tmp_path / "s", listener=Bad())
     study = vt.load(tmp_path / "s")
     assert study.meta["state"] == "failed"
-    assert study.ledger.counts()["RUNNING"] == 0
-    assert {t.reason for t in study.trials(state="FAIL")} <= {"the study failed: OSError"}
+    assert study.meta["failure"] == "OSError: no space left on device"
+    assert vt.run(tmp_path / "spirals.py", out=tmp_path / "s").ledger.counts()["RUNNING"] == 0

@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VmaptuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print("\ninterrupted: the study's ledger holds every trial that had finished", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\n{error or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import Any
 
 from vmaptune.cli._common import OK, add_study, strict_json
@@ -21,20 +22,35 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _status(args: argparse.Namespace) -> int:
-    from vmaptune.store.ledger import LedgerReader
+    from vmaptune.store.ledger import LedgerReader, State
     from vmaptune.store.tables import format_rows
 
     reader = LedgerReader.open(args.study)
     counts = reader.counts()
     row: dict[str, Any] = {
         "study": args.study,
-        "state": "finished" if reader.finished() else "unfinished",
+        "state": _state(reader),
         "rounds": len(reader.rounds()),
         "trials": sum(counts.values()),
         **{str(state): counts[state] for state in sorted(counts)},
     }
     print(format_rows([row], list(row), args.format))
+    if row["state"] not in ("finished", "running") and args.format == "table":
+        left = counts[State.RUNNING]
+        print(f"{left} trials are under way; go on with: python -m vmaptune resume {shlex.quote(str(args.study))}")
     return OK
+
+
+def _state(reader: Any) -> str:
+    """finished; running; or how a study that can be gone on with has stopped: interrupted, failed, killed."""
+    from vmaptune.store.lock import holder
+
+    if reader.finished():
+        return "finished"
+    state = str(reader.meta().get("state"))
+    if state == "running":
+        return "running" if holder(reader.directory) else "killed"
+    return state
 
 
 def _best(args: argparse.Namespace) -> int:

@@ -1,10 +1,12 @@
-"""run, check, replay: the commands that compile and train."""
+"""run, resume, check, replay: the commands that compile and train."""
 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from vmaptune.cli._common import FAILED, OK, add_experiment, add_search, parse_changes, strict_json
 from vmaptune.errors import InputError
@@ -13,6 +15,7 @@ from vmaptune.errors import InputError
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds this family's commands to the parser."""
     _add_run(commands)
+    _add_resume(commands)
     _add_check(commands)
     _add_replay(commands)
 
@@ -21,7 +24,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command = commands.add_parser("run", help="search an experiment's settings, coarse to fine")
     add_experiment(command)
     add_search(command)
-    command.add_argument("--seed", type=int, default=0, help="the study's seed (default 0)")
+    command.add_argument("--seed", type=int, help="the study's seed (default 0)")
     command.add_argument("--out", metavar="DIR", help="the study's directory (default runs/<experiment>)")
     command.add_argument(
         "--keep", type=float, metavar="FRACTION", help="share of a round that seeds the next (default 0.15)"
@@ -43,10 +46,28 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument(
         "--structure", metavar="HOW", help="settings of masked layers: auto (default, by measured time), groups, masks"
     )
+    command.add_argument("--resume", action="store_true", help="insist that there is an unfinished study to go on with")
+    command.add_argument("--fresh", metavar="DIR", help="begin another study in DIR, which must not hold one")
+    _add_going_on(command)
+    command.set_defaults(function=_run)
+
+
+def _add_resume(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("resume", help="go on with an unfinished study, to the same bits")
+    command.add_argument("study", metavar="DIR", help="the study's directory")
+    _add_going_on(command)
+    command.set_defaults(function=_resume)
+
+
+def _add_going_on(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--force", action="store_true", help="go on although the experiment's file has changed")
+    command.add_argument(
+        "--save-every", type=float, default=60.0, metavar="S",
+        help="seconds between checkpoints: the most work that a kill can cost (default 60)",
+    )  # fmt: skip
     command.add_argument("--quiet", action="store_true", help="no live view")
     command.add_argument("--json", action="store_true", help="print one JSON object last")
     command.add_argument("--no-report", action="store_true", help="don't write DIR/report.html")
-    command.set_defaults(function=_run)
 
 
 def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -65,27 +86,61 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vmaptune.engine.devices import prepare_devices
+    from vmaptune.store.ledger import FILE_NAME, already_there
     from vmaptune.study import run
+
+    changes = parse_changes(args.changes)
+    for name in ("out", "fresh"):
+        value = getattr(args, name)
+        if value is not None and not value.strip():
+            raise InputError(
+                f"--{name} must name a directory, but got an empty name; leave it out for runs/<experiment>"
+            )
+    if args.fresh is not None:
+        if args.out is not None or args.resume:
+            raise InputError("--fresh DIR begins another study, so leave out --out and --resume")
+        if (Path(args.fresh) / FILE_NAME).exists():
+            raise already_there(Path(args.fresh))
+    return _trained(
+        args,
+        lambda view: run(
+            args.experiment, trials=args.trials, rounds=args.rounds, steps=args.steps, seed=args.seed,
+            out=args.fresh or args.out, keep=args.keep, method=args.method, changes=changes, expand=args.expand,
+            plan=args.plan, lanes=args.lanes, stopping=args.stopping, halving=args.halving,
+            repeats=args.repeats, rank=args.rank, ensemble=args.ensemble, structure=args.structure, listener=view,
+            resume=args.resume, force=args.force,
+            save_every=args.save_every, report=not args.no_report,
+        ),
+    )  # fmt: skip
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from vmaptune.study import resume
+
+    return _trained(
+        args,
+        lambda view: resume(
+            args.study,
+            listener=view,
+            force=args.force,
+            save_every=args.save_every,
+            report=not args.no_report,
+            say=lambda text: print(text, file=sys.stderr),
+        ),
+    )
+
+
+def _trained(args: argparse.Namespace, train: Callable[[Any], Any]) -> int:
+    """Trains with a live view, then prints the result."""
+    from vmaptune.engine.devices import prepare_devices
     from vmaptune.view.live import live
     from vmaptune.view.summary import summary
 
-    changes = parse_changes(args.changes)
-    if args.out is not None and not args.out.strip():
-        raise InputError("--out must name a directory, but got an empty name; leave it out for runs/<experiment>")
     prepare_devices()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends a study as Ctrl-C does
     view = None if args.quiet else live(sys.stderr, notes=args.json)
     try:
-        study = run(
-            args.experiment, trials=args.trials, rounds=args.rounds, steps=args.steps, seed=args.seed,
-            out=args.out, keep=args.keep, method=args.method, changes=changes, expand=args.expand,
-            plan=args.plan, lanes=args.lanes, stopping=args.stopping, halving=args.halving,
-            repeats=args.repeats, rank=args.rank, ensemble=args.ensemble, structure=args.structure,
-            listener=view, report=not args.no_report,
-        )  # fmt: skip
+        study = train(view)
     finally:
-        signal.signal(signal.SIGTERM, before)
         if view:
             view.close()
     print(strict_json(study.result) if args.json else summary(study.result))

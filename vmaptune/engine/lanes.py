@@ -226,14 +226,9 @@ class Lanes:
         for i in self._order:
             lane = chunk.lanes[i]
             if lane.job is None and self._queue and i // self.program.plan.lanes not in closed:
-                lane.job, lane.done = self._queue.popleft(), 0
                 self.refilled += lane.used
-                lane.used = True
+                self._enter(chunk, i, self._queue.popleft(), 0)
                 fresh[i] = True
-                assert chunk.seeds is not None
-                chunk.seeds[i] = lane.job.seed
-                for name, column in chunk.hp.items():
-                    column[i] = lane.job.settings[name]
         if not fresh.any():
             return None
         chunk.limits = None
@@ -244,6 +239,15 @@ class Lanes:
             _settle_idle_lanes(chunk, fresh, self._lanes_of(_tiles_of(fresh, self.program.plan.lanes)))
         self._put_settings(chunk)
         return fresh
+
+    def _enter(self, chunk: _Chunk, i: int, job: Job, done: int) -> None:
+        """Puts a trial into lane `i`, `done` steps after its start."""
+        lane = chunk.lanes[i]
+        lane.job, lane.done, lane.used = job, done, True
+        assert chunk.seeds is not None
+        chunk.seeds[i] = job.seed
+        for name, column in chunk.hp.items():
+            column[i] = job.settings[name]
 
     def _put_settings(self, chunk: _Chunk) -> None:
         put = self.program.put

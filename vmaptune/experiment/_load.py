@@ -28,6 +28,7 @@ class LoadedExperiment:
     source: str
     sha256: str
     name: str
+    spec: str = ""  # the path, with `:NAME` where one was named
 
 
 def load_experiment(spec: str | Path) -> LoadedExperiment:
@@ -60,7 +61,8 @@ def load_experiment(spec: str | Path) -> LoadedExperiment:
     experiment = _choose(vars(module), path, wanted)
     digest = hashlib.sha256(content).hexdigest()
     name = experiment.name or path.stem + (f"-{wanted}" if wanted else "")
-    return LoadedExperiment(experiment, str(path.resolve()), source, digest, name)
+    place = str(path.resolve())
+    return LoadedExperiment(experiment, place, source, digest, name, f"{place}:{wanted}" if wanted else place)
 
 
 def _import(path: Path, code: types.CodeType) -> types.ModuleType:

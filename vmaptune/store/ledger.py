@@ -76,7 +76,7 @@ class Ledger(Reading):
         directory = Path(directory)
         path = directory / FILE_NAME
         if has_file(path):
-            raise _already_there(directory)
+            raise already_there(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             lock = Lock.take(directory)
@@ -84,7 +84,7 @@ class Ledger(Reading):
             raise _no_directory(directory, error) from error
         try:
             if has_file(path):  # another process was faster
-                raise _already_there(directory)
+                raise already_there(directory)
             try:
                 with path.open("xb"):
                     pass
@@ -273,6 +273,16 @@ class Ledger(Reading):
                    time.time(), self._next())  # fmt: skip
             self._add("decisions", [row])
 
+    def renew(self, meta: Mapping[str, Any]) -> None:
+        """Forgets everything and begins again with `meta`; for a study in which nothing was trained yet."""
+        with self.transaction():
+            for table in COUNTED:
+                self._run(f"DELETE FROM {table}")
+                self._tally[table] = 0
+            self._changed = True
+            for key, value in meta.items():
+                self.set_meta(key, value)
+
     def roll_back(self, seq: int) -> None:
         """Takes back every row after the one numbered `seq`, except groups and their plans: rounds, trials,
         points and decisions are gone, and what had ended since is open again."""
@@ -347,7 +357,8 @@ def _open_for_writing(directory: Path) -> sqlite3.Connection:
         raise _unwritable(directory, error) from error
 
 
-def _already_there(directory: Path) -> InputError:
+def already_there(directory: Path) -> InputError:
+    """The error of a study where a new one was to be."""
     try:
         with LedgerReader.open(directory) as reader, reader.snapshot():
             counts = ", ".join(f"{count} {state}" for state, count in reader.counts().items() if count)

@@ -42,19 +42,28 @@ def _sums_and_order(connection: sqlite3.Connection) -> None:
         connection.execute(f"DROP TABLE {table}")
     for statement in TABLES.values():
         connection.execute(statement)
-    seq = 0
-    for table in ("meta", "groups", "rounds", "trials", "curves", "decisions"):
-        for row in old[table]:
-            if "seq" in COLUMNS[table]:
-                seq += 1
-                row = row | {"seq": seq}
-            if "ended" in COLUMNS[table]:
-                open_ = row["finished"] is None if table == "rounds" else row["state"] == "RUNNING"
-                row["ended"] = None if open_ else seq
-            values = [row[column] for column in COLUMNS[table]]
-            connection.execute(insert(table), (*values, row_sum(table, values)))
+    round_of = {row["trial"]: row["round"] for row in old["trials"]}
+    rows = [("meta", -1, row) for row in old["meta"]] + [("groups", -1, row) for row in old["groups"]]
+    rows += [(table, row["round"], row) for table in ("rounds", "trials") for row in old[table]]
+    rows += [("curves", round_of.get(row["trial"], -1), row) for row in old["curves"]]
+    rows += [("decisions", _LAST if row["round"] is None else row["round"], row) for row in old["decisions"]]
+    rows.sort(key=lambda found: found[1])  # round by round; within one, as listed above
+    seq, last = 0, {}
+    for table, number, row in rows:
+        if "seq" in COLUMNS[table]:
+            seq += 1
+            row["seq"] = last[number] = seq
+    for table, number, row in rows:
+        if "ended" in COLUMNS[table]:
+            is_open = row["finished"] is None if table == "rounds" else row["state"] == "RUNNING"
+            row["ended"] = None if is_open else last[number]
+        values = [row[column] for column in COLUMNS[table]]
+        connection.execute(insert(table), (*values, row_sum(table, values)))
     tally = [1, seq, *(len(old[table]) for table in COUNTED)]
     connection.execute(insert("tally"), (*tally, row_sum("tally", tally)))
+
+
+_LAST = 2**62  # of a decision that belongs to no round
 
 
 def _rows(connection: sqlite3.Connection, table: str) -> list[dict]:

@@ -5,6 +5,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -64,8 +65,8 @@ class Reading:
 
     def finished(self) -> bool:
         """Whether the study came to its end: its meta entry FINISHED is true."""
-        found = self._rows("meta", "WHERE key = ?", FINISHED)
-        return bool(found and self._json(found[0][1]))
+        found = self._rows("meta", "WHERE +key IN (?, 'state')", FINISHED)
+        return any(self._json(value) in (True, "finished") for _, value in found)  # the first version wrote `state`
 
     def rounds(self) -> list[RoundRow]:
         return [
@@ -81,7 +82,7 @@ class Reading:
 
     def trial(self, trial: int) -> TrialRow:
         """One trial. Raises InputError when the study has none of that number."""
-        found = self._rows("trials", "WHERE trial = ?", trial)
+        found = self._rows("trials", "WHERE +trial = ?", trial)
         if not found:
             low, high = self._query("SELECT min(trial), max(trial) FROM trials")[0]
             there = "has no trials yet" if low is None else f"has trials {low} to {high}"
@@ -90,16 +91,16 @@ class Reading:
 
     def curve(self, trial: int) -> list[CurvePoint]:
         """The points of one trial by step; empty when it has none."""
-        return self._points("WHERE trial = ? ORDER BY step", trial)
+        return self._points("WHERE +trial = ? ORDER BY step", trial)
 
     def curves(self) -> Iterator[tuple[int, list[CurvePoint]]]:
-        """Each trial that has points, by its id, with its curve. One trial at a time is in memory."""
-        for (trial,) in self._query("SELECT DISTINCT trial FROM curves ORDER BY trial"):
-            yield trial, self.curve(trial)
+        """Each trial that has points, by its id, with its curve."""
+        for trial, points in groupby(self._points("ORDER BY trial, step"), lambda point: point.trial):
+            yield trial, list(points)
 
     def reports(self, round: int) -> list[CurvePoint]:
         """Every point of a round's trials in the order in which they came: what its decisions were taken from."""
-        return self._points("WHERE trial IN (SELECT trial FROM trials WHERE round = ?) ORDER BY seq", round)
+        return self._points("WHERE +trial IN (SELECT trial FROM trials WHERE round = ?) ORDER BY seq", round)
 
     def _points(self, where: str, *values: Any) -> list[CurvePoint]:
         return [
@@ -156,7 +157,11 @@ class Reading:
             )
 
     def _rows(self, table: str, where: str = "", *values: Any) -> list[Any]:
-        """Whole rows of a table without their sums. Raises StudyError when a row is not what was written."""
+        """Whole rows of a table without their sums. Raises StudyError when a row is not what was written.
+
+        A `+` before a column in `where` makes SQLite look at every row: a damaged page above the rows could lead a
+        search past them, and the sums of rows that are not found tell nothing.
+        """
         found = self._query(f"{select(table)} {where}", *values)
         for *row, stored in found:
             if row_sum(table, row) != stored:

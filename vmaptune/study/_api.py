@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from vmaptune.engine.lanes import Point
 from vmaptune.engine.plan import Costs, Plan, parse_plan
 from vmaptune.engine.planner import planned, why
 from vmaptune.engine.program import LaneFunctions, Program
-from vmaptune.errors import InputError
+from vmaptune.errors import InputError, StudyError
 from vmaptune.experiment import (
     Experiment,
     LoadedExperiment,
@@ -28,11 +28,14 @@ from vmaptune.experiment import (
 )
 from vmaptune.search.pbt import Copy, lineage
 from vmaptune.space import Space
-from vmaptune.store.ledger import CurvePoint
+from vmaptune.store.ledger import FILE_NAME, CurvePoint, Ledger, LedgerReader, already_there
+from vmaptune.store.reader import has_file
 from vmaptune.study._options import Options, options_for
 from vmaptune.study._population import copies_of
 from vmaptune.study._progress import Listener, Silent
+from vmaptune.study._resume import changed_machine, check_code, check_options, code_of
 from vmaptune.study._run import StudyRun
+from vmaptune.study._saving import SAVE_EVERY
 from vmaptune.study._stopping import read_stopping
 from vmaptune.study._study import Study, load
 
@@ -47,7 +50,7 @@ def run(
     trials: int | None = None,
     rounds: int | None = None,
     steps: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     out: str | Path | None = None,
     keep: float | None = None,
     method: str | None = None,
@@ -63,16 +66,21 @@ def run(
     structure: str | None = None,
     listener: Listener | None = None,
     report: bool = True,
+    resume: bool = False,
+    force: bool = False,
+    save_every: float = SAVE_EVERY,
 ) -> Study:
     """Searches an experiment's settings, coarse to fine, and confirms the winner on fresh seeds.
+
+    A study in `out` that did not come to its end is gone on with, to the same bits as if nothing had happened.
 
     Args:
       experiment: a `vt.Experiment`, or the path of an exp.py.
       trials: the study's total number of trainings, over all rounds and the confirmation.
       rounds: how many times the space is drawn from, each time finer.
       steps: training steps of each trial, instead of the experiment's own.
-      seed: from it and a trial's id come all of the study's random numbers.
-      out: the study's directory, `runs/<name>` by default; it must not hold a study yet.
+      seed: from it and a trial's id come all of the study's random numbers; 0 by default.
+      out: the study's directory, `runs/<name>` by default; it must not hold a finished study.
       keep: the share of a round that seeds the next one.
       method: "sobol" (the default), "random", "halton" or "grid"; or "pbt", population-based training: all trials
         train side by side and the worst take over from the best.
@@ -92,38 +100,154 @@ def run(
       ensemble: picks an ensemble of up to so many of the finalists' models, see `Study.ensemble`.
       listener: told of progress and warnings.
       report: whether report.html is written after the rounds (where Plotly is installed).
+      resume: insist that there is an unfinished study to go on with.
+      force: go on although the experiment's file has changed since the study began.
+      save_every: seconds between checkpoints: the most work that a kill can cost.
 
     Returns:
       The finished study; `study.best_params`, `study.best_model()`.
 
     Raises:
       InputError: a mistake in the experiment or in an argument; nothing has been written then.
+      KeyboardInterrupt: Ctrl-C or SIGTERM, once: everything is saved; twice: stopped at once.
     """
     listener = listener or Silent()
     note = prepare_devices()
     source, experiment = _resolve(experiment)
     if changes:
         experiment = experiment.with_changes(space=changed_space(experiment.space, changes))
-    options = options_for(
-        experiment, trials=trials, rounds=rounds, steps=steps, seed=seed, keep=keep, method=method,
-        expand=expand, plan=parse_plan(plan or ""), lanes=lanes, stopping=read_stopping(stopping, halving),
-        repeats=repeats, rank=rank, ensemble=ensemble, structure=structure,
-    )  # fmt: skip
+    check_save_every(save_every)
     name = source.name if source else experiment.name or "study"
     directory = Path(out) if out is not None else Path("runs") / name
+    given = {
+        "trials": trials, "rounds": rounds, "steps": steps, "seed": seed, "keep": keep, "method": method,
+        "expand": expand or None, "plan": parse_plan(plan) if plan else None, "lanes": lanes,
+        "stopping": read_stopping(stopping, halving) if stopping or halving else None, "repeats": repeats,
+        "rank": rank, "ensemble": ensemble, "structure": structure,
+    }  # fmt: skip
+    options = options_for(experiment, **given)
     if note:
         listener.note(note)
-    study = StudyRun(
-        experiment, options, directory, source=source, listener=listener, warnings=[note] if note else [],
-        report=report,
-    )  # fmt: skip
+    warnings = [note] if note else []
+    ledger = open_unfinished(directory, insist=resume)
+    if ledger is not None and ledger.rounds():
+        meta = ledger.meta()
+        try:
+            check_options(meta, given, Space(experiment.space) if changes else None, directory, experiment)
+            if source and meta["experiment"]["source"] is not None:
+                check_code(source.source, source.path, meta, directory, force)
+        except BaseException:
+            ledger.close()
+            raise
+        listener.note(f"goes on with the unfinished study in {directory}")
+        study = _going_on(ledger, experiment, source, listener, warnings, save_every, report)
+    else:
+        study = StudyRun(
+            experiment, options, directory, source=source, listener=listener, warnings=warnings, ledger=ledger,
+            save_every=save_every, report=report,
+        )  # fmt: skip
+    _finish(study, listener)
+    return load(directory, experiment)
+
+
+def resume(
+    directory: str | Path,
+    experiment: Experiment | None = None,
+    *,
+    force: bool = False,
+    listener: Listener | None = None,
+    save_every: float = SAVE_EVERY,
+    report: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> Study:
+    """Goes on with an unfinished study. On the machine and with the versions that it began with, the finished study
+    is the same to the bit as one that was never interrupted.
+
+    The code that runs is the experiment's file where it was, if it is unchanged; if it is gone, the study's own
+    copy. `say` (by default the listener) is told which, before it runs.
+
+    Args:
+      directory: the study's.
+      experiment: for a study that was run from Python, the experiment; else left out.
+      force: go on although the experiment's file has changed.
+      listener, save_every, report: as for `run`.
+
+    Raises:
+      InputError: no unfinished study there, or its code is gone or has changed. KeyboardInterrupt: as for `run`.
+    """
+    listener = listener or Silent()
+    note = prepare_devices()
+    check_save_every(save_every)
+    directory = Path(directory)
+    ledger = open_unfinished(directory, insist=True)
+    assert ledger is not None
+    try:
+        source = None
+        if experiment is None:
+            source = code_of(directory, ledger.meta(), force, say or listener.note)
+        own = source.experiment if source else experiment
+        assert own is not None
+        study = _going_on(ledger, own, source, listener, [note] if note else [], save_every, report)
+    except BaseException:
+        ledger.close()
+        raise
+    _finish(study, listener)
+    return load(directory, own)
+
+
+def _finish(study: StudyRun, listener: Listener) -> None:
     try:
         study.run()
     finally:
         close = getattr(listener, "close", None)  # a view gives the terminal back
         if close is not None:
             close()
-    return load(directory, experiment)
+
+
+def _going_on(
+    ledger: Ledger,
+    experiment: Experiment,
+    source: LoadedExperiment | None,
+    listener: Listener,
+    warnings: list[str],
+    save_every: float,
+    report: bool,
+) -> StudyRun:
+    """A run that goes on with a study, by its own space and options."""
+    meta = ledger.meta()
+    for text in (found := changed_machine(meta)):
+        listener.note(text)
+    return StudyRun(
+        experiment.with_changes(space=Space.from_json(meta["space"])), Options(**meta["options"]), ledger.directory,
+        source=source, listener=listener, warnings=[*warnings, *found], ledger=ledger, save_every=save_every,
+        report=report,
+    )  # fmt: skip
+
+
+def open_unfinished(directory: Path, *, insist: bool) -> Ledger | None:
+    """The ledger of an unfinished study, locked; None where there is no study and nobody insists on one.
+
+    Raises:
+      InputError: a finished study is there, another process writes it, or there is none although `insist`.
+    """
+    if not has_file(directory / FILE_NAME) and not insist:
+        return None
+    try:
+        with LedgerReader.open(directory) as reader:
+            finished = reader.finished()
+    except StudyError:
+        if insist:
+            raise
+        return None  # what is there is not touched: Ledger.create says so
+    if finished:
+        raise already_there(directory)
+    return Ledger.open(directory)
+
+
+def check_save_every(value: float) -> None:
+    """Raises InputError for what is no time."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise InputError(f"save_every must be a number of seconds, 0 or more, but got {value!r}; leave it out for 60")
 
 
 def changed_space(space: Any, changes: Mapping[str, Any]) -> Space:

@@ -14,10 +14,11 @@ import numpy as np
 from vmaptune.engine.plan import Plan, lanes_in_memory
 from vmaptune.engine.planner import planned, why
 from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
+from vmaptune.errors import InputError
 from vmaptune.experiment import Experiment, Statics, raise_as_input_error
 from vmaptune.search.pbt import PBT
 from vmaptune.space import Space
-from vmaptune.store.ledger import Ledger
+from vmaptune.store.ledger import GroupRow, Ledger
 from vmaptune.study._options import Options
 from vmaptune.study._progress import Counts
 from vmaptune.study._stopping import stopping_lanes
@@ -35,6 +36,7 @@ class Group:
     steps: int  # of each trial
     plan: Plan
     why: str  # this plan
+    capacity: int  # the most of its lanes that may live at once, were it alone
     _program: Program | None = None
     evaluate_seconds: float = 0.0  # of one call
 
@@ -43,10 +45,6 @@ class Group:
         """The compiled segment."""
         assert self._program is not None
         return self._program
-
-    def lanes_in_memory(self) -> int:
-        """How many of this group's lanes may live at once, were it alone."""
-        return lanes_in_memory(self.functions.costs().state_bytes, self.plan)
 
 
 class Groups:
@@ -69,13 +67,15 @@ class Groups:
         self._groups: dict[tuple, Group] = {}
         self._built = chooser.built
         self._shared: SharedArrays = chooser.shared
+        self._recorded = {tuple(row.static.items()): row for row in ledger.groups()}  # of a study that goes on
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self._groups.values())
 
     def of(self, params: Mapping[str, Any]) -> Group:
-        """The group of a trial; `prepare` must have met it."""
-        return self._groups[self.statics.group_of(params)]
+        """The group of a trial, traced if it is new; its program exists once `prepare` has met it."""
+        static = self.statics.group_of(params)
+        return self._groups.get(static) or self._trace(static, [params])
 
     def lane_values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The traced settings of a trial as its lane receives them."""
@@ -92,12 +92,13 @@ class Groups:
         trials: dict[tuple, list[Mapping[str, Any]]] = {}
         for params in settings:
             trials.setdefault(self.statics.group_of(params), []).append(params)
-        if all(static in self._groups for static in trials):
+        if all(static in self._groups and self._groups[static]._program is not None for static in trials):
             return
         self.counts.phase, phase = "compile", self.counts.phase
         self.counts.tell()
         started = time.perf_counter()
-        new = [self._trace(static, found) for static, found in trials.items() if static not in self._groups]
+        met = [self._groups.get(static) or self._trace(static, found) for static, found in trials.items()]
+        new = [group for group in met if group._program is None]
         with ThreadPoolExecutor(2) as pool:
             programs = pool.map(self._compile, new)
             for group, program in zip(new, programs, strict=True):
@@ -110,7 +111,8 @@ class Groups:
             for group in new:
                 self.ledger.add_group(
                     group.number, dict(group.static), group.plan.to_json(), group.program.compile_seconds,
-                    {"why": group.why, "memory_bytes": group.program.memory_bytes, **asdict(group.functions.costs())},
+                    {"why": group.why, "memory_bytes": group.program.memory_bytes, "capacity": group.capacity,
+                     **asdict(group.functions.costs())},
                 )  # fmt: skip
         self.counts.phase = phase
 
@@ -129,9 +131,25 @@ class Groups:
             raise_as_input_error(error, self.file, dict(trials[0]))
             raise
         steps = self.experiment.total_steps(trials[0])
+        recorded = self._recorded.get(static)
+        plan = self._recorded_plan(recorded) if recorded else None
+        capacity = recorded.info.get("capacity") if recorded and plan else None
+        if recorded is not None and plan is not None:
+            reason = str(recorded.info.get("why", ""))
+        else:
+            plan, reason = self._planned(functions, steps, len(trials))
+        taken = {group.number for group in self} | {row.group for row in self._recorded.values()}
+        number = recorded.group if recorded else max(taken, default=-1) + 1
+        capacity = capacity or lanes_in_memory(functions.costs().state_bytes, plan)
+        group = Group(number, static, functions, steps, plan, reason, capacity)
+        self._groups[static] = group
+        return group
+
+    def _planned(self, functions: LaneFunctions, steps: int, trials: int) -> tuple[Plan, str]:
+        """A plan for a group that is met for the first time, and why this one."""
         plain = self.options.method != "pbt" and not self.options.stopping
         found = planned(
-            functions, functions.costs(), steps=steps, trials=len(trials), rounds=self.options.rounds,
+            functions, functions.costs(), steps=steps, trials=trials, rounds=self.options.rounds,
             pinned=self.options.plan, shared=self._shared, measure=None if plain else False,
         )  # fmt: skip
         plan = found.plan
@@ -141,9 +159,21 @@ class Groups:
             plan = self.options.stopping.plan(plan, steps, stopping_lanes(self.options), self.options.plan)
             every = next((group.plan.every for group in self), plan.every)
             plan = replace(plan, every=every)  # one for all groups, so that their trials meet at the same rungs
-        group = Group(len(self._groups), static, functions, steps, plan, why(found))
-        self._groups[static] = group
-        return group
+        return plan, why(found)
+
+    def _recorded_plan(self, row: GroupRow) -> Plan | None:
+        """The plan by which a group ran before, or None where this machine or version cannot run it."""
+        try:
+            plan = Plan(**row.plan)
+        except (TypeError, InputError):
+            plan = None
+        if plan is None or plan.devices > jax.local_device_count():
+            self.counts.warn(
+                f"group {row.group} cannot run by its plan {row.plan} here, so it is planned anew: its numbers may "
+                f"differ from the study's so far in the last digits"
+            )
+            return None
+        return plan
 
 
 def _evaluate_seconds(program: Program) -> float:

@@ -40,6 +40,7 @@ class Population:
         copies: list[Copy] = []
         done = 0
         while done < self.steps:
+            training.saving.stop_now_if_asked()  # its round begins again: takings-over need all members side by side
             lanes.segment()
             done = min(self.steps, done + group.plan.every)
             if done < self.steps:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vmaptune.engine.devices import machine
 from vmaptune.experiment import Experiment, LoadedExperiment, find_statics, lane_arguments
 from vmaptune.search.confirm import Confirmed, finalists, rank, repeated
 from vmaptune.search.pbt import PBT
 from vmaptune.search.sampler import trial_seed
 from vmaptune.search.zoom import Scored, best, leaning, slice_of, zoom
 from vmaptune.space import Space
-from vmaptune.store.ledger import Ledger, TrialResult, TrialRow
+from vmaptune.store.checkpoints import Checkpoints, Snapshot
+from vmaptune.store.files import write_whole
+from vmaptune.store.ledger import FINISHED, Ledger, TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.tables import trials_csv
 from vmaptune.study._ensemble import check_ensemble, choose_ensemble
@@ -28,6 +29,8 @@ from vmaptune.study._outcome import outcome, save_models, scored
 from vmaptune.study._population import Population
 from vmaptune.study._progress import Counts, Listener, Silent
 from vmaptune.study._report import RoundReport
+from vmaptune.study._resume import COPY, last_moment, study_meta
+from vmaptune.study._saving import SAVE_EVERY, Interrupted, Saving
 from vmaptune.study._stopping import stopping_lanes
 from vmaptune.study._structure import Structure
 from vmaptune.study._training import Training
@@ -52,7 +55,10 @@ class StudyRun:
         listener: Listener | None = None,
         warnings: Sequence[str] = (),
         report: bool = True,
+        ledger: Ledger | None = None,
+        save_every: float = SAVE_EVERY,
     ):
+        """`ledger` is that of a study to go on with; without it a new study is begun in `directory`."""
         self.options, self.directory = options, directory
         self.budget = options.budget()
         self.experiment = experiment.with_changes(steps=options.steps)
@@ -69,34 +75,73 @@ class StudyRun:
         if options.stopping:  # a first rung that no trial reaches is a mistake
             options.stopping.first_rung(self.experiment.total_steps(self._first_params()))
         file = source.path if source else None
+        self.saving = Saving(Checkpoints(directory), save_every)
+        self.snapshot: Snapshot | None = None  # to go on from, until its round is reached
+        self._rounds_finished = 0
         task = self.experiment.build()
         statics = find_statics(self.experiment, task, file)
         if options.ensemble:
             check_ensemble(self.experiment, task, statics, space, self._first_params())
         chooser = Structure(self.experiment, task, statics, options.plan)
-        statics, structure = chooser.choose(self._settings_of(0), options.trials, options.structure)
-        self.ledger = Ledger.create(directory, self._meta(source, statics.static))
-        if structure is not None:
-            self.ledger.add_decision(None, "structure", structure)
+        recorded = ledger.meta() if ledger is not None and ledger.rounds() else None
+        if recorded is None:
+            statics, structure = chooser.choose(self._settings_of(0), options.trials, options.structure)
+        else:
+            statics, structure = chooser.recorded(recorded["static"]), recorded.get("structure")
         self.structure = structure
-        self.groups = Groups(
-            self.experiment, task, statics, lane_arguments(space, statics.traced), options, self.ledger,
-            self.counts, file, chooser,
-        )  # fmt: skip
-        self.report = RoundReport(directory, self.counts.listener, wanted=report)
-        self.training = Training(self.experiment, options, self.groups, self.ledger, self.counts, self._begin_next)
-        self._rounds_finished = 0
+        self.ledger = ledger or Ledger.create(directory, {})
+        try:
+            if recorded is None:  # nothing was trained yet
+                self.ledger.renew(study_meta(self.experiment, options, statics.static, source))
+                self.saving.checkpoints.clear()
+                if structure is not None:
+                    self.ledger.set_meta("structure", structure)
+                    self.ledger.add_decision(None, "structure", structure)
+            self.groups = Groups(
+                self.experiment, task, statics, lane_arguments(space, statics.traced), options, self.ledger,
+                self.counts, file, chooser,
+            )  # fmt: skip
+            self.report = RoundReport(directory, self.counts.listener, wanted=report)
+            self.training = Training(
+                self.experiment, options, self.groups, self.ledger, self.counts, self.saving, self._begin_next
+            )
+            if recorded is not None:
+                self._go_on()
+            if source:
+                write_whole(directory / COPY, source.source.encode())
+        except BaseException:
+            self.ledger.close()
+            raise
+
+    def _go_on(self) -> None:
+        """Finds the last whole moment and brings ledger and memory back to it."""
+        self.ledger.set_meta("state", "running")
+        found = self.saving.checkpoints.newest(self.ledger.seq, self.counts.warn)
+        moment = last_moment(self.ledger.rounds(), found, keeps_states=self._keeps)
+        self.ledger.roll_back(moment.seq)
+        self.saving.checkpoints.forget(moment.snapshot.seq if moment.snapshot else moment.seq)
+        self.training.restore(moment.snapshot)
+        self.snapshot = moment.snapshot
+        self._rounds_finished = sum(row.finished is not None for row in self.ledger.rounds())
 
     # ---- the story -----------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        """Runs every round, confirms, saves; returns the result as `run --json` prints it."""
+        """Runs every round, confirms, saves; returns the result as `run --json` prints it.
+
+        Raises:
+          Interrupted: by Ctrl-C or SIGTERM; the study is saved, and `resume` goes on with it.
+        """
         try:
-            return self._run_rounds()
+            with self.saving.listening(self.counts.listener.note):
+                return self._run_rounds()
         except BaseException as error:
             self._abandon(error)
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(self._how_to_go_on(saved=isinstance(error, Interrupted))) from None
             raise
         finally:
+            self.saving.checkpoints.close()
             self.ledger.close()
 
     def _run_rounds(self) -> dict[str, Any]:
@@ -110,6 +155,7 @@ class StudyRun:
             winner, ranked = self._confirm()
             for lean in leaning(self.first, slice_):
                 self.counts.warn(lean.message)
+        self.training.restore_states()
         result = outcome(self.training, self.directory, self._searched(), winner, ranked)
         if self.structure is not None:
             result["structure"] = self.structure
@@ -121,22 +167,28 @@ class StudyRun:
             self.ledger.set_meta("weights", saved)
             self.ledger.set_meta("result", result)
             self.ledger.set_meta("state", "finished")
+            self.ledger.set_meta(FINISHED, True)
+        self.saving.checkpoints.wait()
+        self.saving.checkpoints.clear()
         self._write_views(last=True)
         return result
 
     def _abandon(self, error: BaseException) -> None:
-        """No trial stays `RUNNING` in the ledger of a study that has ended before its time."""
-        interrupted = isinstance(error, KeyboardInterrupt)
-        reason = "interrupted" if interrupted else f"the study failed: {type(error).__name__}"
-        running = [row for row in self.training.rows.values() if row.state == State.RUNNING]
+        """The study says why it stopped; its trials are to be gone on with, so they stay as they are."""
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with contextlib.suppress(Exception), self.ledger.transaction():  # the first error is the one to show
-            self.ledger.finish_trials(
-                [TrialResult(row.trial, State.FAIL, reason, row.steps, None, {}) for row in running]
-            )
-            self.ledger.set_meta("state", "interrupted" if interrupted else "failed")
+            self.ledger.set_meta("state", state)
+            self.ledger.set_meta("failure", None if state == "interrupted" else f"{type(error).__name__}: {error}")
         with contextlib.suppress(Exception):
             trials_csv(self.ledger, self.directory / "trials.csv")
             self.report.correct()
+
+    def _how_to_go_on(self, saved: bool) -> str:
+        kept = "everything is saved" if saved else f"at most the last {self.saving.every:.0f} s of work are lost"
+        return (
+            f"interrupted: {self.counts.done} of {self.options.trials} trials have ended, {kept}; go on with: "
+            f"python -m vmaptune resume {shlex.quote(str(self.directory))}"
+        )
 
     def _write_views(self, *, last: bool = False) -> None:
         """What a person opens, made anew from the ledger."""
@@ -147,7 +199,7 @@ class StudyRun:
         """The search rounds, one after the other. Returns the last slice."""
         slice_: list[Scored] = []
         for number in range(len(self.budget.rounds)):
-            found = self._standings(self._finished(self.training.train(self._begin_round(number), self._keeps)))
+            found = self._standings(self._trained(self._begin_round(number), self._keeps))
             slice_ = slice_of([*slice_, *found], self._keep(number, len(slice_) + len(found)))
             if number + 1 < len(self.budget.rounds):
                 self.space = self._zoomed(self.space, slice_)
@@ -157,12 +209,17 @@ class StudyRun:
         """Population-based training, each group a population of its own. Returns the best member, as it ended."""
         rows = self._begin_round(0)
         params: dict[int, Params] = {}
-        for group in self.groups:
-            members = [row for row in rows if row.group == group.number]
-            population = Population(self.training, group, members, PBT(), self.first)
-            population.train()
-            params |= population.params
-        self._finished(rows)
+        if self._rounds_finished:
+            for decision in self.ledger.decisions("pbt"):
+                params |= {copy["trial"]: copy["params"] for copy in decision.data["copies"]}
+            params = {row.trial: dict(row.params) for row in rows} | params
+        else:
+            for group in self.groups:
+                members = [row for row in rows if row.group == group.number]
+                population = Population(self.training, group, members, PBT(), self.first)
+                population.train()
+                params |= population.params
+            self._finished(rows, keep=True)
         (winner,) = best([self._scored(self.training.rows[row.trial]) for row in rows], 1) or (None,)
         if winner is None:
             self.counts.warn(ALL_INFEASIBLE)
@@ -172,10 +229,10 @@ class StudyRun:
     def _flow(self) -> list[Scored]:
         """All search rounds in one stream: when the trials of a round have all entered lanes and one is free, the
         next round begins, drawn from the zoom so far. Returns the last slice."""
-        self._finished(self.training.train(self._begin_round(0), self._keeps))
+        self._trained(self._begin_round(0), self._keeps)
         while self.counts.round + 1 < len(self.budget.rounds):  # no lane was free before the last trial ended
             self.space = self._zoomed(self.space, self._slice_so_far())
-            self._finished(self.training.train(self._begin_round(self.counts.round + 1), self._keeps))
+            self._trained(self._begin_round(self.counts.round + 1), self._keeps)
         return self._slice_so_far()
 
     def _begin_next(self) -> None:
@@ -236,10 +293,7 @@ class StudyRun:
             )
             return space
         finer = zoom(space, self.first, slice_, margin=self.options.margin, expand=self.options.expand)
-        with self.ledger.transaction():
-            self.ledger.add_decision(
-                self.counts.round, "zoom", {"slice": [s.trial for s in slice_], "space": finer.to_json()}
-            )
+        self._decide("zoom", {"slice": [s.trial for s in slice_], "space": finer.to_json()})
         return finer
 
     def _confirm(self) -> tuple[Scored | None, list[Confirmed]]:
@@ -252,22 +306,32 @@ class StudyRun:
         self.counts.round, self.counts.phase = self.counts.round + 1, "confirm"
         settings = [(s.params, s.trial) for s in chosen for _ in range(self.budget.repeats)]
         values: dict[int, list[float]] = {}
-        repeats = self._finished(self.training.train(self._add_round("confirm", None, settings), keep=True))
+        repeats = self._trained(self._add_round("confirm", None, settings), keep=True)
         for (_, of), row in zip(settings, repeats, strict=True):
             values.setdefault(of, []).append(self._scored(row).value)
         ranked = rank(values)
-        with self.ledger.transaction():
-            self.ledger.add_decision(self.counts.round, "confirm", {"ranked": [c.trial for c in ranked]})
+        self._decide("confirm", {"ranked": [c.trial for c in ranked]})
         return next(s for s in chosen if s.trial == ranked[0].trial), ranked
+
+    def _decide(self, kind: str, data: Any) -> None:
+        """Records a decision of this round, unless the study, which goes on, has recorded it already."""
+        if all(row.round != self.counts.round for row in self.ledger.decisions(kind)):
+            self.ledger.add_decision(self.counts.round, kind, data)
 
     # ---- one round -----------------------------------------------------------------------------------
 
     def _add_round(
         self, kind: str, space: Space | None, settings: Sequence[tuple[Params, int | None]]
     ) -> list[TrialRow]:
-        """Writes down new trials with these settings (and, for a repeat, the trial that it repeats)."""
+        """Writes down new trials with these settings (and, for a repeat, the trial that it repeats), unless the
+        study, which goes on, has this round already."""
+        number = self.counts.round
+        there = [row for row in self.training.rows.values() if row.round == number]
+        if there:
+            return there
+        self.saving.stop_now_if_asked()
         self.groups.prepare([params for params, _ in settings])
-        first, number = len(self.training.rows), self.counts.round
+        first = len(self.training.rows)
         rows = [
             TrialRow(
                 trial=trial, round=number, group=self.groups.of(params).number, state=State.RUNNING, reason=None,
@@ -283,8 +347,35 @@ class StudyRun:
             self.ledger.add_trials(rows)
         return rows
 
-    def _finished(self, rows: list[TrialRow]) -> list[TrialRow]:
-        """Ends every round that has been begun; returns the trials as they are now."""
+    def _trained(self, rows: list[TrialRow], keep: bool) -> list[TrialRow]:
+        """Trains a round's trials, and what flows in after them, to the end; a finished round stays as it is."""
+        rounds = self.ledger.rounds()
+        if rows[0].round < self._rounds_finished:
+            if self.options.stopping and self.counts.phase == "search":  # the others had flowed into it
+                self._stand_at(max(r.round for r in rounds if r.kind == "search" and r.finished is not None))
+            return rows
+        snapshot, self.snapshot = self.snapshot, None
+        if any(row.state.ended for row in rows) or snapshot is not None:
+            self._stand_at(rounds[-1].round)
+        open_rounds = [row for row in self.training.rows.values() if row.round >= self._rounds_finished]
+        self.groups.prepare([row.params for row in open_rounds])
+        self.training.restore_states()
+        if snapshot is None or not snapshot.plain["ended"]:
+            rows = self.training.train(rows, keep, snapshot)
+        return self._finished(rows, keep)
+
+    def _stand_at(self, number: int) -> None:
+        """A study that goes on stands at this round, which has begun."""
+        self.counts.round = number
+        space = self.ledger.rounds()[number].space
+        if space is not None:
+            self.space = Space.from_json(space)
+
+    def _finished(self, rows: list[TrialRow], keep: bool) -> list[TrialRow]:
+        """Ends every round that has been begun; returns the trials as they are now. States that were kept live in
+        memory alone, so they are saved first."""
+        if keep:
+            self.saving.save(self.training.snapshot(ended=True), wait=True)
         begun = self._rounds_finished
         with self.ledger.transaction():
             for number in range(begun, self.counts.round + 1):
@@ -325,24 +416,6 @@ class StudyRun:
     def _first_params(self) -> Params:
         sample = self.first.sample(1, seed=(self.options.seed, 0))
         return {name: _plain(column[0]) for name, column in sample.items()}
-
-    def _meta(self, source: LoadedExperiment | None, static: Sequence[str]) -> dict[str, Any]:
-        return {
-            "state": "running",
-            "name": source.name if source else self.experiment.name,
-            "experiment": {
-                "path": source.path if source else None,
-                "sha256": source.sha256 if source else None,
-                "source": source.source if source else None,
-            },
-            "options": asdict(self.options),
-            "space": self.first.to_json(),
-            "static": list(static),
-            "objective": self.experiment.objective,
-            "direction": self.experiment.direction,
-            "machine": machine(),
-            "created": time.time(),
-        }
 
 
 def _plain(value: Any) -> Any:

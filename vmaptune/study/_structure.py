@@ -91,6 +91,11 @@ class Structure:
             ],
         }  # fmt: skip
 
+    def recorded(self, static: Sequence[str]) -> Statics:
+        """The choice of a study that goes on, from the names of its static settings."""
+        names = [name for name in self.statics.structure if name in static]
+        return self._with(names) if names else self.statics
+
     def _with(self, static: Sequence[str]) -> Statics:
         return self.statics.with_static(static)
 

@@ -1,16 +1,27 @@
-"""Trains the trials of a round on their groups' lanes; every segment goes into the ledger in one transaction."""
+"""Trains the trials of a round on their groups' lanes; every segment goes into the ledger in one transaction.
+
+Between two calls a snapshot can be taken of all that is in memory and not in the ledger: the lanes, with the
+results that were not read yet, and the final states that were kept. Together with the ledger up to the same
+row it is the whole of a moment, so a study that goes on from it comes to the same bits.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax
+import numpy as np
+
+from vmaptune.engine import moments
 from vmaptune.engine.lanes import Job, Lanes, Point
+from vmaptune.engine.program import pack
 from vmaptune.experiment import Experiment
 from vmaptune.search.zoom import Scored
+from vmaptune.store.checkpoints import Snapshot
 from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
 from vmaptune.store.live import HEARTBEAT
 from vmaptune.store.states import State
@@ -18,6 +29,7 @@ from vmaptune.study._groups import Group, Groups
 from vmaptune.study._occupancy import Occupancy
 from vmaptune.study._options import Options
 from vmaptune.study._progress import Counts
+from vmaptune.study._saving import Saving
 from vmaptune.study._stopping import Rules, stopping_lanes
 
 
@@ -35,23 +47,33 @@ class Training:
         groups: Groups,
         ledger: Ledger,
         counts: Counts,
+        saving: Saving,
         feed: Callable[[], None] | None = None,
     ):
         self.experiment, self.options, self.groups = experiment, options, groups
-        self.ledger, self.counts, self.feed = ledger, counts, feed
+        self.ledger, self.counts, self.saving, self.feed = ledger, counts, saving, feed
         self.rows: dict[int, TrialRow] = {}  # of all rounds
         self.occupancy = Occupancy()  # of the last round
         self.states: dict[int, Any] = {}  # final states of trials with `keep`
         self.rules = Rules(options.stopping, 1)
         self.lanes: dict[int, Lanes] = {}  # by group, of the trials that train now
+        self._saved: Snapshot | None = None  # whose states were not asked for yet
 
-    def train(self, rows: Sequence[TrialRow], keep: bool = False) -> list[TrialRow]:
+    def train(self, rows: Sequence[TrialRow], keep: bool = False, snapshot: Snapshot | None = None) -> list[TrialRow]:
         """Trains each of these trials, and those that are added meanwhile, to its end; returns its row then. All of
-        their groups live at once: the calls of their programs take turns, in the order of the groups."""
+        their groups live at once: the calls of their programs take turns, in the order of the groups. With
+        `snapshot` they go on from it.
+
+        Raises:
+          Interrupted: somebody asked to stop; the moment was saved.
+        """
         self.lanes = {}
         share = len({self.groups.of(row.params).number for row in rows})
         self.rules.every = max(group.plan.every for group in self.groups)
-        self.add(rows, keep, share)
+        if snapshot is None:
+            self.add(rows, keep, share)
+        else:
+            self._restore_lanes(snapshot, keep, share)
         self.occupancy = Occupancy()
         started = time.perf_counter()
         busy = True
@@ -64,6 +86,7 @@ class Training:
                 sum(each.live_steps for each in self.lanes.values()),
                 sum(each.lane_steps for each in self.lanes.values()),
             )
+            self.saving.between_calls(self.snapshot)
         self.counts.lanes = ()
         spent = time.perf_counter() - started
         evaluating = 0.0
@@ -88,7 +111,74 @@ class Training:
                 self.lanes[number] = self._lanes(group, share)
             self.lanes[number].submit(of_group)
         self.counts.lanes = list(self.lanes.values())
-        self.counts.submitted += len(rows)
+        self.counts.submitted = len(self.rows)
+
+    def snapshot(self, *, ended: bool = False) -> Snapshot:
+        """This moment between two calls; or, once all lanes are empty, the end of a round."""
+        found = {} if ended else {number: moments.take(each) for number, each in self.lanes.items()}
+        arrays: dict[str, np.ndarray] = {}
+        for number, (_, part) in found.items():
+            arrays |= {f"lanes{number}.{name}": array for name, array in part.items()}
+        for trial, state in self.states.items():
+            arrays |= {f"state{trial}.{i}": np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+        plain = {
+            "round": self.counts.round,
+            "ended": ended,
+            "lanes": [[number, part] for number, (part, _) in found.items()],
+            "states": list(self.states),
+            "seconds": self.counts.seconds,
+            "lane_counts": [self.counts.lane_steps, self.counts.live_steps, self.counts.refilled],
+        }
+        return Snapshot(self.ledger.seq, plain, arrays)
+
+    def _restore_lanes(self, snapshot: Snapshot, keep: bool, share: int) -> None:
+        """Puts the trials that were under way back into their lanes, and tells the rules what they knew."""
+        running = [row for row in self.rows.values() if row.state == State.RUNNING]
+        jobs = {row.trial: self._job(row, keep) for row in running}
+        jobs |= {row.trial: self._job(row, keep) for row in self.rows.values() if row.round == self.counts.round}
+        groups = {group.number: group for group in self.groups}
+        for number, plain in snapshot.plain["lanes"]:
+            self.lanes[number] = self._lanes(groups[number], share)
+            moments.restore(self.lanes[number], plain, _part(snapshot.arrays, f"lanes{number}."), jobs)
+        if self.options.stopping:
+            for trial, curve in self.ledger.curves():
+                row = self.rows[trial]
+                if row.round < self.counts.rounds:
+                    bad = row.steps if row.state == State.INFEASIBLE else None
+                    values = [math.nan if p.step == bad or p.value is None else p.value for p in curve]
+                    seen = [(p.step, self.counts.sign * v) for p, v in zip(curve, values, strict=True)]
+                    steps = self.experiment.total_steps(row.params)
+                    self.rules.restore(row.round, steps, trial, seen, row.state == State.STOPPED)
+        self.counts.lanes = list(self.lanes.values())
+        self.counts.submitted = len(self.rows)
+
+    def restore(self, snapshot: Snapshot | None) -> None:
+        """What the ledger and, if there is one, the snapshot say of the trials so far."""
+        steps = {trial: points[-1].step for trial, points in self.ledger.curves()}
+        for row in self.ledger.trials():
+            if row.state == State.RUNNING:
+                row = replace(row, steps=steps.get(row.trial, 0))
+            else:
+                self._count(row)
+            self.counts.steps_seen += row.steps
+            self.rows[row.trial] = row
+        if snapshot is None:
+            return
+        self.counts.seconds.update(snapshot.plain["seconds"])
+        self.counts.lane_steps, self.counts.live_steps, self.counts.refilled = snapshot.plain["lane_counts"]
+        self._saved = snapshot
+
+    def restore_states(self) -> None:
+        """The final states that were kept: called when something is to be made of them."""
+        if self._saved is None:
+            return
+        for trial in self._saved.plain["states"]:
+            shapes = jax.eval_shape(pack, self.groups.of(self.rows[trial].params).functions.state)
+            leaves, tree = jax.tree.flatten(shapes)
+            self.states[trial] = jax.tree.unflatten(
+                tree, [self._saved.arrays[f"state{trial}.{i}"] for i in range(len(leaves))]
+            )
+        self._saved = None
 
     def waiting(self) -> int:
         """Trials that wait for a lane, of all groups."""
@@ -105,7 +195,7 @@ class Training:
         return Job(row.trial, row.seed, settings, self.experiment.total_steps(row.params), keep)
 
     def _lanes(self, group: Group, share: int) -> Lanes:
-        capacity = self.options.lanes or group.lanes_in_memory() // share
+        capacity = self.options.lanes or group.capacity // share
         if self.options.stopping:
             capacity = min(capacity, stopping_lanes(self.options) // share)
         return Lanes(
@@ -174,6 +264,10 @@ class Training:
             value = counts.sign * row.value
             if value < counts.best:
                 counts.best, counts.best_params = value, row.params
+
+
+def _part(arrays: Mapping[str, Any], before: str) -> dict[str, Any]:
+    return {name.removeprefix(before): array for name, array in arrays.items() if name.startswith(before)}
 
 
 def infeasible(point: Point, value: float) -> str | None:

@@ -1,0 +1,129 @@
+"""One moment of a group's lanes, between two calls: taken as plain data and arrays, and gone on from."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from vmaptune.engine.lanes import Job, Lanes, _Pending, _settle_idle_lanes
+from vmaptune.engine.program import Result
+from vmaptune.errors import InputError
+
+
+def take(lanes: Lanes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """This moment: plain data, and host arrays by name, all copies.
+
+    Results that were not read yet are part of it as they are: taking a moment reads nothing, so it moves no
+    decision. Waits for the calls under way.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for c, chunk in enumerate(lanes._chunks):
+        if chunk.state is not None:
+            arrays |= {f"chunk{c}.{i}": _copy(leaf) for i, leaf in enumerate(jax.tree.leaves(chunk.state))}
+    for p, pending in enumerate(lanes._pending):
+        arrays |= {f"pending{p}.{name}": _copy(array) for name, array in _by_name(pending.result).items()}
+    plain = {
+        "chunks": [
+            [None if lane.job is None else [lane.job.trial, lane.done] for lane in chunk.lanes]
+            for chunk in lanes._chunks
+        ],
+        "queue": [job.trial for job in lanes._queue],
+        "pending": [
+            {
+                "chunk": next(c for c, chunk in enumerate(lanes._chunks) if chunk is pending.chunk),
+                "owners": [[i, job.trial, done] for i, job, done in pending.owners],
+            }
+            for pending in lanes._pending
+        ],
+        "turn": lanes._turn,
+        "counts": [lanes.calls, lanes.refilled, lanes.lane_steps, lanes.live_steps, lanes.moves],
+    }
+    return plain, arrays
+
+
+def restore(lanes: Lanes, plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray], jobs: Mapping[int, Job]) -> None:
+    """Makes lanes that nothing was submitted to go on from a moment. `jobs` holds at least the trials in it.
+
+    Where the program has another number of lanes now, the trials are laid out anew, in their order.
+
+    Raises:
+      InputError: the moment's arrays do not fit the program.
+    """
+    leaves, tree = jax.tree.flatten(lanes.program.state_shapes())
+    width = lanes.program.plan.width
+    chunks = [
+        (held, [arrays[f"chunk{c}.{i}"] for i in range(len(leaves))] if f"chunk{c}.0" in arrays else [])
+        for c, held in enumerate(plain["chunks"])
+    ]
+    for _, state in chunks:
+        for found, leaf in zip(state, leaves, strict=bool(state)):
+            if found.shape[1:] != leaf.shape[1:] or found.dtype != leaf.dtype:
+                raise InputError(
+                    f"the checkpoint does not fit the experiment's model: it holds {found.dtype}"
+                    f"{list(found.shape[1:])} where the model has {leaf.dtype}{list(leaf.shape[1:])}; bring the "
+                    f"experiment back as it was, or begin another study with --fresh DIR"
+                )
+    lanes._turn = plain["turn"]
+    if any(len(held) != width for held, _ in chunks):
+        chunks, lanes._turn = _laid_out_anew(chunks, leaves), 0
+    lanes.calls, lanes.refilled, lanes.lane_steps, lanes.live_steps, lanes.moves = plain["counts"]
+    for held, state in chunks:
+        chunk = lanes._chunk()
+        lanes._chunks.append(chunk)
+        taken = [i for i, lane in enumerate(held) if lane is not None]
+        for i in taken:
+            trial, done = held[i]
+            lanes._enter(chunk, i, jobs[trial], done)
+        if taken:
+            chunk.state = jax.tree.unflatten(tree, [lanes.program.put(np.array(leaf)) for leaf in state])
+            mask = np.zeros(width, bool)
+            mask[taken] = True
+            _settle_idle_lanes(chunk, mask, range(width))
+            lanes._put_settings(chunk)
+    lanes._pending = deque(
+        _Pending(
+            lanes._chunks[min(one["chunk"], len(lanes._chunks) - 1)],
+            [(i, jobs[trial], done) for i, trial, done in one["owners"]],
+            _result_of(arrays, f"pending{p}."),
+        )
+        for p, one in enumerate(plain["pending"])
+    )
+    lanes.submit(jobs[trial] for trial in plain["queue"])
+
+
+def _copy(array: Any) -> np.ndarray:
+    """On the host, and no view of a buffer that the next call takes."""
+    return np.array(jax.device_get(array))
+
+
+def _by_name(result: Result) -> dict[str, Any]:
+    fields = result._asdict()
+    return {n: v for n, v in fields.items() if n != "metrics"} | {
+        f"metrics.{name}": values for name, values in result.metrics.items()
+    }
+
+
+def _result_of(arrays: Mapping[str, np.ndarray], before: str) -> Result:
+    """The inverse of `_by_name`, for names that begin with `before`."""
+    found = {name.removeprefix(before): array for name, array in arrays.items() if name.startswith(before)}
+    metrics = {name.removeprefix("metrics."): array for name, array in found.items() if name.startswith("metrics.")}
+    return Result(**{n: found[n] for n in Result._fields if n != "metrics"}, metrics=metrics)
+
+
+def _laid_out_anew(chunks: list[tuple[list, list]], leaves: list[jax.ShapeDtypeStruct]) -> list[tuple[list, list]]:
+    """Trials and their states over chunks of another width."""
+    width = leaves[0].shape[0]
+    alive = [(lane, [leaf[i] for leaf in state]) for lanes, state in chunks for i, lane in enumerate(lanes) if lane]
+    laid = []
+    for start in range(0, max(1, len(alive)), width):
+        part = alive[start : start + width]
+        state = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
+        for i, (_, values) in enumerate(part):
+            for leaf, value in zip(state, values, strict=True):
+                leaf[i] = value
+        laid.append(([lane for lane, _ in part] + [None] * (width - len(part)), state))
+    return laid

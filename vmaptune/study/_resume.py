@@ -1,0 +1,163 @@
+"""Going on with a study: the moment to go on from, and whether the code, machine and options are still those.
+
+A round's beginning and end need no checkpoint, since the ledger alone is then the whole moment (but for states
+that were kept). So the story of a study is simply told again from its first round: a round that the ledger has
+is not trained again, and every decision comes out as before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vmaptune.engine.devices import machine
+from vmaptune.errors import InputError
+from vmaptune.experiment import Experiment, LoadedExperiment, load_experiment
+from vmaptune.space import Space
+from vmaptune.store.checkpoints import Snapshot
+from vmaptune.store.rows import RoundRow
+from vmaptune.study._options import Options
+from vmaptune.study._stopping import Stopping
+
+COPY = "experiment.py"  # the experiment's source, in the study's directory
+DIFFERENCE_LINES = 40
+ALL = 2**62  # a row that no ledger comes to: nothing is rolled back
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a study goes on: its ledger up to a row, and the snapshot to take with it, if any."""
+
+    seq: int
+    snapshot: Snapshot | None
+
+
+def last_moment(rounds: Sequence[RoundRow], snapshots: Sequence[Snapshot], *, keeps_states: bool) -> Moment:
+    """The latest moment that is whole. `snapshots` come newest first; `keeps_states` says that the search's rounds
+    keep final states, as the confirmation always does."""
+    last = rounds[-1]
+    first_open = next((row for row in rounds if row.finished is None), None)
+    if first_open is None and last.kind != "confirm" and not keeps_states:
+        return Moment(ALL, None)
+    begin = first_open or last  # rounds may flow into one another: then several are open
+    for snapshot in snapshots:
+        if snapshot.seq >= begin.seq and snapshot.plain["round"] >= begin.round:
+            return Moment(snapshot.seq, snapshot)
+    start = begin.seq - 1
+    if not keeps_states or begin.round == 0:
+        return Moment(start, None)
+    for snapshot in snapshots:  # the states of the rounds before
+        if snapshot.plain["round"] == begin.round - 1 and snapshot.plain["ended"]:
+            return Moment(start, snapshot)
+    return Moment(0, None)
+
+
+def study_meta(
+    experiment: Experiment, options: Options, static: Sequence[str], source: LoadedExperiment | None
+) -> dict[str, Any]:
+    """What a study keeps about itself from its beginning."""
+    assert isinstance(experiment.space, Space)
+    return {
+        "state": "running",
+        "name": source.name if source else experiment.name,
+        "experiment": {
+            "path": source.path if source else None,
+            "spec": source.spec if source else None,
+            "sha256": source.sha256 if source else None,
+            "source": source.source if source else None,
+        },
+        "options": asdict(options),
+        "space": experiment.space.to_json(),
+        "static": list(static),
+        "objective": experiment.objective,
+        "direction": experiment.direction,
+        "machine": machine(),
+        "created": time.time(),
+    }
+
+
+def code_of(directory: Path, meta: Mapping[str, Any], force: bool, say: Callable[[str], None]) -> LoadedExperiment:
+    """The experiment that a study goes on with; `say` is told which file's code that is, before it runs.
+
+    It is the experiment's file where it was, if its hash is the recorded one; if that file is gone, the study's
+    own copy.
+
+    Raises:
+      InputError: the file has changed, and not `force`; or there is neither file nor copy.
+    """
+    origin = meta["experiment"]
+    if origin["source"] is None:
+        raise InputError(
+            f"{directory}: the study was run from Python, so its code is in no file; go on with "
+            f"vt.run(experiment, out={str(directory)!r}) from there"
+        )
+    path, why = Path(origin["path"]), ""
+    if not path.is_file():
+        path, why = directory / COPY, f", the study's own copy, because {path} is not there"
+        if not path.is_file() or path.is_symlink():
+            raise InputError(
+                f"{directory}: the experiment's file {origin['path']} is gone, and so is the study's copy {path}; "
+                f"bring one back"
+            )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    changed = hashlib.sha256(content).hexdigest() != origin["sha256"]
+    if changed:
+        check_code(content.decode("utf-8", "replace"), str(path), meta, directory, force)
+    state = "CHANGED since" if changed else "as it was when"
+    say(f"{directory}: runs the code of {path}{why} ({state} the study began)")
+    name = (origin.get("spec") or "").partition(".py:")[2]
+    return load_experiment(f"{path}:{name}" if name else path)
+
+
+def check_code(source: str, path: str, meta: Mapping[str, Any], directory: Path, force: bool) -> None:
+    """Raises InputError, with the difference, when a source is not the study's and not `force`."""
+    was = meta["experiment"]["source"] or ""
+    if force or was == source:
+        return
+    lines = list(difflib.unified_diff(was.splitlines(), source.splitlines(), "the study's", path, lineterm=""))
+    more = [f"... {len(lines) - DIFFERENCE_LINES} more lines"] if len(lines) > DIFFERENCE_LINES else []
+    raise InputError(
+        f"{directory}: the experiment has changed since the study began; bring the old one back, go on all the same "
+        f"with --force, or begin another study with --fresh DIR\n" + "\n".join(lines[:DIFFERENCE_LINES] + more)
+    )
+
+
+def check_options(
+    meta: Mapping[str, Any], given: Mapping[str, Any], space: Space | None, directory: Path, experiment: Experiment
+) -> None:
+    """Raises InputError when what was asked now is not what the study was begun with."""
+    recorded = meta["options"]
+    differ = [
+        f"{name} {recorded.get(name)!r} (now {value!r})"
+        for name, value in given.items()
+        if value is not None and recorded.get(name) != (asdict(value) if isinstance(value, Stopping) else value)
+    ]
+    if space is not None and space.to_json() != meta["space"]:
+        differ.append("the space (--set)")
+    if (experiment.objective, experiment.direction) != (meta["objective"], meta["direction"]):
+        differ.append(f"the objective {meta['direction']} {meta['objective']}")
+    if differ:
+        raise InputError(
+            f"{directory} holds an unfinished study with other settings: {'; '.join(differ)}; leave these out to go on "
+            f"with it, or begin another with --fresh DIR"
+        )
+
+
+def changed_machine(meta: Mapping[str, Any]) -> list[str]:
+    """A warning when the machine or the versions are not those that the study began with."""
+    now = machine()
+    differ = [f"{name} {was} → {now.get(name)}" for name, was in meta["machine"].items() if now.get(name) != was]
+    if not differ:
+        return []
+    return [
+        f"the study began on another machine or with other versions ({', '.join(differ)}): what is trained from here "
+        f"on may differ in the last digits from what the old ones would have given, and decisions with it"
+    ]
