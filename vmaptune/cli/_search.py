@@ -1,4 +1,4 @@
-"""run, resume, check, replay: the commands that compile and train."""
+"""run, resume, retest, check, replay: the commands that compile and train."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Adds this family's commands to the parser."""
     _add_run(commands)
     _add_resume(commands)
+    _add_retest(commands)
     _add_check(commands)
     _add_replay(commands)
 
@@ -59,8 +60,23 @@ def _add_resume(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.set_defaults(function=_resume)
 
 
-def _add_going_on(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--force", action="store_true", help="go on although the experiment's file has changed")
+def _add_retest(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("retest", help="is an old best setting still the best, on today's code and data?")
+    command.add_argument("study", metavar="DIR", help="the old study's directory; it is only read")
+    command.add_argument("--exp", metavar="EXP", help="today's experiment (default: the file that the study ran)")
+    command.add_argument("--top", type=int, default=3, metavar="K", help="how many of the old settings (default 3)")
+    command.add_argument("--repeats", type=int, default=8, metavar="R", help="fresh seeds of each (default 8)")
+    command.add_argument(
+        "--trials", type=int, default=64, metavar="N", help="new draws, half around the old (default 64)"
+    )
+    command.add_argument("--out", metavar="DIR", help="the retest's own directory (default DIR-retest)")
+    _add_going_on(command, force=False)
+    command.set_defaults(function=_retest)
+
+
+def _add_going_on(command: argparse.ArgumentParser, *, force: bool = True) -> None:
+    if force:
+        command.add_argument("--force", action="store_true", help="go on although the experiment's file has changed")
     command.add_argument(
         "--save-every", type=float, default=60.0, metavar="S",
         help="seconds between checkpoints: the most work that a kill can cost (default 60)",
@@ -128,6 +144,18 @@ def _resume(args: argparse.Namespace) -> int:
             say=lambda text: print(text, file=sys.stderr),
         ),
     )
+
+
+def _retest(args: argparse.Namespace) -> int:
+    from vmaptune.study import retest
+
+    return _trained(
+        args,
+        lambda view: retest(
+            args.study, args.exp, top=args.top, repeats=args.repeats, trials=args.trials, out=args.out, listener=view,
+            save_every=args.save_every, report=not args.no_report, say=lambda text: print(text, file=sys.stderr),
+        ),
+    )  # fmt: skip
 
 
 def _trained(args: argparse.Namespace, train: Callable[[Any], Any]) -> int:

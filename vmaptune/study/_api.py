@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,22 @@ from vmaptune.engine.lanes import Point
 from vmaptune.engine.plan import Costs, Plan, parse_plan
 from vmaptune.engine.planner import planned, why
 from vmaptune.engine.program import LaneFunctions, Program
-from vmaptune.errors import InputError, StudyError
+from vmaptune.errors import InputError
 from vmaptune.experiment import (
     Experiment,
     LoadedExperiment,
     find_statics,
     lane_arguments,
-    load_experiment,
     raise_as_input_error,
 )
 from vmaptune.search.pbt import Copy, lineage
 from vmaptune.space import Space
-from vmaptune.store.ledger import FILE_NAME, CurvePoint, Ledger, LedgerReader, already_there
-from vmaptune.store.reader import has_file
+from vmaptune.store.ledger import CurvePoint
+from vmaptune.study._again import check_save_every, finish, going_on, open_unfinished, resolve_experiment
 from vmaptune.study._options import Options, options_for
 from vmaptune.study._population import copies_of
 from vmaptune.study._progress import Listener, Silent
-from vmaptune.study._resume import changed_machine, check_code, check_options, code_of
+from vmaptune.study._resume import check_code, check_options
 from vmaptune.study._run import StudyRun
 from vmaptune.study._saving import SAVE_EVERY
 from vmaptune.study._stopping import read_stopping
@@ -113,7 +112,7 @@ def run(
     """
     listener = listener or Silent()
     note = prepare_devices()
-    source, experiment = _resolve(experiment)
+    source, experiment = resolve_experiment(experiment)
     if changes:
         experiment = experiment.with_changes(space=changed_space(experiment.space, changes))
     check_save_every(save_every)
@@ -140,114 +139,14 @@ def run(
             ledger.close()
             raise
         listener.note(f"goes on with the unfinished study in {directory}")
-        study = _going_on(ledger, experiment, source, listener, warnings, save_every, report)
+        study = going_on(ledger, experiment, source, listener, warnings, save_every, report)
     else:
         study = StudyRun(
             experiment, options, directory, source=source, listener=listener, warnings=warnings, ledger=ledger,
             save_every=save_every, report=report,
         )  # fmt: skip
-    _finish(study, listener)
+    finish(study, listener)
     return load(directory, experiment)
-
-
-def resume(
-    directory: str | Path,
-    experiment: Experiment | None = None,
-    *,
-    force: bool = False,
-    listener: Listener | None = None,
-    save_every: float = SAVE_EVERY,
-    report: bool = True,
-    say: Callable[[str], None] | None = None,
-) -> Study:
-    """Goes on with an unfinished study. On the machine and with the versions that it began with, the finished study
-    is the same to the bit as one that was never interrupted.
-
-    The code that runs is the experiment's file where it was, if it is unchanged; if it is gone, the study's own
-    copy. `say` (by default the listener) is told which, before it runs.
-
-    Args:
-      directory: the study's.
-      experiment: for a study that was run from Python, the experiment; else left out.
-      force: go on although the experiment's file has changed.
-      listener, save_every, report: as for `run`.
-
-    Raises:
-      InputError: no unfinished study there, or its code is gone or has changed. KeyboardInterrupt: as for `run`.
-    """
-    listener = listener or Silent()
-    note = prepare_devices()
-    check_save_every(save_every)
-    directory = Path(directory)
-    ledger = open_unfinished(directory, insist=True)
-    assert ledger is not None
-    try:
-        source = None
-        if experiment is None:
-            source = code_of(directory, ledger.meta(), force, say or listener.note)
-        own = source.experiment if source else experiment
-        assert own is not None
-        study = _going_on(ledger, own, source, listener, [note] if note else [], save_every, report)
-    except BaseException:
-        ledger.close()
-        raise
-    _finish(study, listener)
-    return load(directory, own)
-
-
-def _finish(study: StudyRun, listener: Listener) -> None:
-    try:
-        study.run()
-    finally:
-        close = getattr(listener, "close", None)  # a view gives the terminal back
-        if close is not None:
-            close()
-
-
-def _going_on(
-    ledger: Ledger,
-    experiment: Experiment,
-    source: LoadedExperiment | None,
-    listener: Listener,
-    warnings: list[str],
-    save_every: float,
-    report: bool,
-) -> StudyRun:
-    """A run that goes on with a study, by its own space and options."""
-    meta = ledger.meta()
-    for text in (found := changed_machine(meta)):
-        listener.note(text)
-    return StudyRun(
-        experiment.with_changes(space=Space.from_json(meta["space"])), Options(**meta["options"]), ledger.directory,
-        source=source, listener=listener, warnings=[*warnings, *found], ledger=ledger, save_every=save_every,
-        report=report,
-    )  # fmt: skip
-
-
-def open_unfinished(directory: Path, *, insist: bool) -> Ledger | None:
-    """The ledger of an unfinished study, locked; None where there is no study and nobody insists on one.
-
-    Raises:
-      InputError: a finished study is there, another process writes it, or there is none although `insist`.
-    """
-    if not has_file(directory / FILE_NAME) and not insist:
-        return None
-    try:
-        with LedgerReader.open(directory) as reader:
-            finished = reader.finished()
-    except StudyError:
-        if insist:
-            raise
-        return None  # what is there is not touched: Ledger.create says so
-    if finished:
-        raise already_there(directory)
-    return Ledger.open(directory)
-
-
-def check_save_every(value: float) -> None:
-    """Raises InputError for what is no time."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise InputError(f"save_every must be a number of seconds, 0 or more, but got {value!r}; leave it out for 60")
 
 
 def changed_space(space: Any, changes: Mapping[str, Any]) -> Space:
@@ -260,16 +159,6 @@ def changed_space(space: Any, changes: Mapping[str, Any]) -> Space:
         if name not in space:
             raise InputError(f"--set {name}=...: the space has no setting {name!r}; it has: {', '.join(space)}")
     return space.replace(**changes)
-
-
-def _resolve(experiment: Any) -> tuple[LoadedExperiment | None, Experiment]:
-    if isinstance(experiment, (str, Path)):
-        experiment = load_experiment(experiment)
-    if isinstance(experiment, LoadedExperiment):
-        return experiment, experiment.experiment
-    if isinstance(experiment, Experiment):
-        return None, experiment
-    raise InputError(f"run() takes a vt.Experiment or a path, but got {type(experiment).__name__}")
 
 
 @dataclass(frozen=True)
@@ -305,7 +194,7 @@ def check(
       InputError: a mistake in the experiment.
     """
     prepare_devices()
-    source, experiment = _resolve(experiment)
+    source, experiment = resolve_experiment(experiment)
     if changes:
         experiment = experiment.with_changes(space=changed_space(experiment.space, changes))
     options = options_for(experiment, trials=trials, rounds=rounds, steps=steps, plan=parse_plan(plan or ""))

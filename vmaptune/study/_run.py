@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vmaptune.experiment import Experiment, LoadedExperiment, find_statics, lane_arguments
-from vmaptune.search.confirm import Confirmed, finalists, rank, repeated
+from vmaptune.search.confirm import Budget, Confirmed, finalists, rank, repeated
 from vmaptune.search.pbt import PBT
 from vmaptune.search.sampler import trial_seed
 from vmaptune.search.zoom import Scored, best, leaning, slice_of, zoom
@@ -57,10 +57,14 @@ class StudyRun:
         report: bool = True,
         ledger: Ledger | None = None,
         save_every: float = SAVE_EVERY,
+        budget: Budget | None = None,
+        extra: Mapping[str, Any] | None = None,
     ):
-        """`ledger` is that of a study to go on with; without it a new study is begun in `directory`."""
+        """`ledger` is that of a study to go on with; without it a new study is begun in `directory`. `budget` is
+        another split of the trials than the options', `extra` what the study keeps in its meta besides."""
         self.options, self.directory = options, directory
-        self.budget = options.budget()
+        self.budget = budget or options.budget()
+        self.extra = dict(extra or {})
         self.experiment = experiment.with_changes(steps=options.steps)
         space = self.experiment.space
         assert isinstance(space, Space)
@@ -92,7 +96,7 @@ class StudyRun:
         self.ledger = ledger or Ledger.create(directory, {})
         try:
             if recorded is None:  # nothing was trained yet
-                self.ledger.renew(study_meta(self.experiment, options, statics.static, source))
+                self.ledger.renew(study_meta(self.experiment, options, statics.static, source) | self.extra)
                 self.saving.checkpoints.clear()
                 if structure is not None:
                     self.ledger.set_meta("structure", structure)
@@ -155,8 +159,12 @@ class StudyRun:
             winner, ranked = self._confirm()
             for lean in leaning(self.first, slice_):
                 self.counts.warn(lean.message)
+        return self._conclude(winner, ranked, {})
+
+    def _conclude(self, winner: Scored | None, ranked: list[Confirmed], more: Mapping[str, Any]) -> dict[str, Any]:
+        """The result, with `more` in it; the models; the end."""
         self.training.restore_states()
-        result = outcome(self.training, self.directory, self._searched(), winner, ranked)
+        result = outcome(self.training, self.directory, self._searched(), winner, ranked) | dict(more)
         if self.structure is not None:
             result["structure"] = self.structure
         if self.options.ensemble:

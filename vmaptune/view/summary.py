@@ -20,6 +20,8 @@ def summary(result: Mapping[str, Any]) -> str:
         *_lane_lines(result),
         "",
     ]
+    if "retest" in result:
+        lines += [*retest_lines(result["retest"], result["objective"]), ""]
     lines += best_lines(result)
     lines += _ensemble_lines(result)
     for warning in result["warnings"]:
@@ -66,6 +68,33 @@ def _ensemble_lines(result: Mapping[str, Any]) -> list[str]:
 def _report_lines(study: str) -> list[str]:
     page = Path(study) / "report.html"
     return [f"look at it: {page}, in any browser"] if page.exists() else []
+
+
+def retest_lines(found: Mapping[str, Any], objective: str) -> list[str]:
+    """The verdict of a retest, and its evidence."""
+
+    def figure(one: Mapping[str, Any]) -> str:
+        return f"{number(one['mean'])} ± {number(one['std'])}"
+
+    old, new, n = found["old"], found["new"], found["repeats"]
+    verdict = {"unclear": f"unclear: run again with more than {n} --repeats"}.get(found["verdict"], found["verdict"])
+    lines = [
+        f"verdict on {found['of']}: {verdict}",
+        f"  the old best: {objective} {figure(old['now'])} over {n} fresh seeds ({number(old['then']['value'])} then)",
+    ]
+    if found["gain"] is not None and abs(found["gain"]) != float("inf"):
+        low, high = found["interval"]
+        lines.append(
+            f"  its best rival: {figure(new['now'])}; better by {number(found['gain'])} "
+            f"(95 % between {number(low)} and {number(high)}; p = {found['p']:.2g})"
+        )
+    if found["verdict"] == "moved":
+        lines += [
+            f"  {name}: {setting(old['params'].get(name))} → {setting(value)}"
+            for name, value in new["params"].items()
+            if old["params"].get(name) != value
+        ]
+    return lines
 
 
 def best_lines(result: Mapping[str, Any]) -> list[str]:
