@@ -24,7 +24,8 @@ ORDER = (
     ("An experiment", ("Experiment", "Data", "Task")),
     ("Settings and their scales", ("Space", "uniform", "loguniform", "reverseloguniform", "randint", "lograndint",
                                    "choice", "ordinal")),
-    ("Studies", ("run", "check", "load", "Study", "replay", "panda", "live", "prepare_devices")),
+    ("Studies", ("run", "resume", "retest", "check", "load", "Study", "replay", "panda", "live",
+                 "prepare_devices")),
     ("Ask and tell", ("Sampler",)),
     ("Errors", ("VmaptuneError", "InputError", "StudyError")),
 )  # fmt: skip

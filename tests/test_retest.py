@@ -79,7 +79,7 @@ def test_the_same_data_say_still_best(old, tmp_path):
     found = study.result["retest"]
     assert found["verdict"] == STILL_BEST
     assert found["of"] == str(old)
-    assert found["old"]["params"] == vt.load(old).best_params
+    assert found["old"]["params"] in [t.params for t in vt.load(old).trials(round=3)]  # one of the finalists
     with LedgerReader.open(old) as before:
         seeds = {t.seed for t in before.trials()}
     assert seeds.isdisjoint(t.seed for t in study.trials())
@@ -102,7 +102,7 @@ def test_other_data_say_moved_from_and_to(old, tmp_path, capsys):
 
 def test_a_retest_that_was_interrupted_goes_on_as_one(old, tmp_path):
     class Crash:
-        left = 12
+        left = 2
 
         def progress(self, progress):
             self.left -= 1

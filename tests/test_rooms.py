@@ -90,7 +90,7 @@ def test_the_public_names_are_these():
     assert sorted(vmaptune.__all__) == [
         "Data", "Experiment", "InputError", "Sampler", "Space", "Study", "StudyError", "Task", "VmaptuneError", "check",
         "choice", "live", "load", "lograndint", "loguniform", "nn", "ordinal", "panda", "prepare_devices",
-        "randint", "replay", "reverseloguniform", "run", "schedules", "uniform",
+        "randint", "replay", "resume", "retest", "reverseloguniform", "run", "schedules", "uniform",
     ]  # fmt: skip
     for name in vmaptune.__all__:
         assert getattr(vmaptune, name).__doc__, name

@@ -16,6 +16,7 @@ _WHERE = {
     "Data": "experiment", "Experiment": "experiment",
     "Task": "task",
     "run": "study", "check": "study", "load": "study", "replay": "study", "panda": "study", "Study": "study",
+    "resume": "study", "retest": "study",
     "prepare_devices": "engine.devices",
     "live": "view.live",
     "Sampler": "search.sampler",
@@ -45,6 +46,8 @@ __all__ = [
     "prepare_devices",
     "randint",
     "replay",
+    "resume",
+    "retest",
     "reverseloguniform",
     "run",
     "schedules",
@@ -67,7 +70,7 @@ if TYPE_CHECKING:
         reverseloguniform,
         uniform,
     )
-    from vmaptune.study import Study, check, load, panda, replay, run
+    from vmaptune.study import Study, check, load, panda, replay, resume, retest, run
     from vmaptune.task import Task
     from vmaptune.view.live import live
 

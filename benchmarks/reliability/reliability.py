@@ -75,6 +75,14 @@ def digest(study: Path) -> str:
     return found.hexdigest()
 
 
+def is_finished(study: Path) -> bool:
+    """Whether a study is there and came to its end."""
+    if not (study / "study.db").exists():
+        return False
+    with LedgerReader.open(study) as reader:
+        return reader.finished()
+
+
 def run(study: Path, *more: str) -> list[str]:
     return ["run", str(DIGITS), "--out", str(study), *STUDY, *more]
 
@@ -90,13 +98,14 @@ def kills(command: Command, place: Path, reference: Path, seconds: float, wanted
         shutil.rmtree(study, ignore_errors=True)
         arguments = run(study, "--save-every", "0" if finished % 2 else "0.5")
         ended = command.run(arguments, kill_after=draw.uniform(0.3, 1.0) * seconds)
-        while ended.code is None and killed < wanted + 10:
+        while ended.code is None:
             killed += 1
-            ended = command.run(arguments, kill_after=draw.uniform(0.3, 1.3) * seconds)
-        if ended.code is None:
-            ended = command.run(arguments)
+            if is_finished(study):  # the kill fell behind the end
+                break
+            over = killed >= wanted or time.monotonic() > until
+            ended = command.run(arguments, kill_after=None if over else draw.uniform(0.3, 1.3) * seconds)
         finished += 1
-        if ended.code != 0:
+        if ended.code not in (0, None):
             wrong.append(ended.errors[-300:])
             continue
         with LedgerReader.open(study) as reader, LedgerReader.open(reference) as true:
