@@ -325,7 +325,7 @@ def _left(directory: Path) -> str:
     models = len(list((directory / "best").glob("*.weights"))) if (directory / "best").is_dir() else 0
     found = [f"the trials of the rounds that ended, in {table}"] if table.exists() else []
     found += [f"{models} trained models in {directory / 'best'}"] if models else []
-    return "What can be saved: " + (" and ".join(found) if found else "the rows that `vmaptune rescue` still reads")
+    return "What can be saved: " + (" and ".join(found) if found else "nothing beside it yet")
 
 
 def _connect(path: Path) -> "tuple[sqlite3.Connection, tempfile.TemporaryDirectory[str] | None]":
