@@ -40,7 +40,7 @@ def commands() -> str:
     lines += ["| command | |", "| --- | --- |"]
     lines += [f"| [`{name}`](#{name}) | {about[name]} |" for name in sub.choices]
     for name, command in sub.choices.items():
-        lines += ["", f"## {name}", "", f"{str(about[name])[0].upper()}{str(about[name])[1:]}.", ""]
+        lines += ["", f"## {name}", "", f"{str(about[name])[0].upper()}{str(about[name])[1:]}.".replace("?.", "?"), ""]
         lines += ["| argument | |", "| --- | --- |"]
         for action in command._actions:
             if not isinstance(action, argparse._HelpAction):
