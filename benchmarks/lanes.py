@@ -64,12 +64,12 @@ def refill(quick: bool, folder: Path) -> Iterator[Row]:
     import jax
 
     program, hp, seeds = digits_program(lanes=8, width=64)
-    steps, width = 20, program.plan.width
+    steps, width = 100, program.plan.width
     some = np.arange(width) % 3 > 0
     limits = program.put(np.full(width, 2**30, np.int32))
     state, _ = program.run(program.empty(), hp, seeds, np.ones(width, bool), limits, steps)
     times: dict[bool, list[float]] = {False: [], True: []}
-    for i in range(40 if quick else 120):
+    for i in range(24 if quick else 80):
         started = time.perf_counter()
         state, result = program.run(state, hp, seeds, some if i % 2 else None, limits, steps)
         jax.block_until_ready(result)

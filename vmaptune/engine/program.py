@@ -221,8 +221,9 @@ class Program:
         """The two executables: one fills fresh lanes, the other trains and measures."""
         started = time.perf_counter()
         fill, train = (function.lower(*shapes) for function, shapes in self.parts())
-        # Filling runs once a trial and is long, straight code: optimising it takes longer than it ever runs.
-        quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        # Filling runs once a trial and is long, straight code: optimising it fully takes longer than it ever runs. (At
+        # level 0 it compiles faster still, but a refill then takes as long as tens of training steps.)
+        quick = {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" else None
         both = fill.compile(compiler_options=quick), train.compile()
         memory = both[1].memory_analysis()
         if memory is not None:
