@@ -97,13 +97,13 @@ def kills(command: Command, place: Path, reference: Path, seconds: float, wanted
         study = place / "killed"
         shutil.rmtree(study, ignore_errors=True)
         arguments = run(study, "--save-every", "0" if finished % 2 else "0.5")
-        ended = command.run(arguments, kill_after=draw.uniform(0.3, 1.0) * seconds)
+        ended = command.run(arguments, kill_after=draw.uniform(0.15, 0.8) * seconds)
         while ended.code is None:
             killed += 1
             if is_finished(study):  # the kill fell behind the end
                 break
             over = killed >= wanted or time.monotonic() > until
-            ended = command.run(arguments, kill_after=None if over else draw.uniform(0.3, 1.3) * seconds)
+            ended = command.run(arguments, kill_after=None if over else draw.uniform(0.15, 0.8) * seconds)
         finished += 1
         if ended.code not in (0, None):
             wrong.append(ended.errors[-300:])
