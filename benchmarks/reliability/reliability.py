@@ -128,11 +128,13 @@ def damage(command: Command, place: Path, reference: Path, seconds: float, each:
     """State files of a finished and of a killed study: cut at random lengths, and with single bits flipped."""
     draw = random.Random(1)
     killed = place / "half"
-    for part in (0.85, 0.75, 0.65, 0.5):
+    for part in (0.85, 0.75, 0.65, 0.55, 0.45, 0.35, 0.25):
         shutil.rmtree(killed, ignore_errors=True)
         command.run(run(killed, "--save-every", "0"), kill_after=part * seconds)
-        if list((killed / "checkpoints").glob("*.ckpt")):
+        if (killed / "study.db-wal").exists() and list((killed / "checkpoints").glob("*.ckpt")):
             break
+    else:
+        raise SystemExit("no kill fell between a study's first checkpoint and its end; run this again")
     rows = []
     for study, names in (
         (reference, ["study.db", "best/best.weights"]),
