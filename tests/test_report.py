@@ -21,6 +21,7 @@ from vmaptune.cli import main
 from vmaptune.store.encoding import to_json
 from vmaptune.store.ledger import Ledger
 from vmaptune.store.reader import LedgerReader
+from vmaptune.store.schema import COLUMNS, row_sum
 from vmaptune.study._occupancy import Occupancy
 from vmaptune.view.report import Plots, gather, write_report
 from vmaptune.view.report._advice import advice, warnings
@@ -118,13 +119,22 @@ def test_odd_studies_have_a_report_too(tmp_path, changes):
     assert write_report(path).read_text("utf-8").startswith("<!doctype html>")
 
 
+def change_trial(ledger: Ledger, trial: int, **columns) -> None:
+    """Sets columns of a trial's row as they stand in the file, and the row's checksum with them."""
+    for name, value in columns.items():
+        ledger._run(f"UPDATE trials SET {name} = ? WHERE trial = ?", value, trial)
+    query = f"SELECT {', '.join(COLUMNS['trials'])} FROM trials WHERE trial = ?"
+    (row,) = ledger._query(query, trial)
+    ledger._run("UPDATE trials SET sum = ? WHERE trial = ?", row_sum("trials", row), trial)
+
+
 def test_a_setting_that_is_off_in_some_trials(tmp_path):
     path = make_study(tmp_path / "s", trials=40, finish=False, confirm=0)
     with Ledger.open(path) as ledger:  # as a conditional setting is
         for trial in range(0, 40, 3):
             params = dict(ledger.trial(trial).params)
             del params["momentum"]
-            ledger._run("UPDATE trials SET params = ? WHERE trial = ?", json.dumps(params), trial)
+            change_trial(ledger, trial, params=json.dumps(params))
     with LedgerReader.open(path) as reader:
         data = gather(reader)
     names = [p.name for p in pictures(data)]
@@ -425,7 +435,7 @@ def test_repeats_of_a_setting_count_as_one_setting(tmp_path):
         for trial in range(60):
             first = ledger.trial(trial - trial % 3)
             of = None if trial % 3 == 0 else first.trial
-            ledger._run("UPDATE trials SET params = ?, of = ? WHERE trial = ?", to_json(dict(first.params)), of, trial)
+            change_trial(ledger, trial, params=to_json(dict(first.params)), of=of)
     with LedgerReader.open(path) as reader:
         data = gather(reader)
     assert list(data.settings) == list(range(0, 60, 3))
