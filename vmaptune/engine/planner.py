@@ -97,7 +97,9 @@ def model_step_seconds(program: Program) -> float:
     A segment of many steps less one of a single step, so that evaluation and the call itself are left out.
     """
     width = program.plan.width
-    hp = {n: program.put(np.full(width, 0.01, s.dtype)) for n, s in program.traced.items()}
+    # small floats, so that nothing diverges at once; a whole number is a count, of which there is at least one
+    small = {n: 1 if np.issubdtype(s.dtype, np.integer) else 0.01 for n, s in program.traced.items()}
+    hp = {n: program.put(np.full(width, small[n], s.dtype)) for n, s in program.traced.items()}
     seeds = program.put(np.arange(width, dtype=np.uint32))
     limits = program.put(np.full(width, 2**31 - 1, np.int32))
     state, result = program.run(program.empty(), hp, seeds, np.ones(width, bool), limits, 1)

@@ -16,10 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import numpy as np
-
 from vmaptune.engine.plan import default_plan
+from vmaptune.engine.planner import model_step_seconds
 from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
 from vmaptune.experiment import Experiment, Statics, lane_arguments
 from vmaptune.space import Space
@@ -27,7 +25,6 @@ from vmaptune.task import Task
 
 MOST_TRACED = 12  # shapes whose operations are counted, which takes a trace each
 LEAST_RATIO = 0.1  # of the masked program's time that a narrow one takes, before it is measured
-MEASURED_STEPS = 20
 FEW = 3  # programs that are not worth a measurement: then each shape has its own
 COMPILERS = 2  # programs that compile at once
 
@@ -143,7 +140,7 @@ class Structure:
         plan = default_plan(functions.costs(), steps=steps, trials=count, pinned=dict(self.pinned))
         program = Program(functions, traced, plan, self.shared, uneven=steps % plan.every != 0)
         self.built[self._with(static).static, group] = functions, program
-        step_seconds = _seconds_per_step(program) / plan.width
+        step_seconds = model_step_seconds(program)
         if not static:
             self.compile_seconds, self.step_seconds = program.compile_seconds, step_seconds
         compiling = math.ceil(len(programs) / COMPILERS) * program.compile_seconds
@@ -169,19 +166,3 @@ class Structure:
 
     def _steps(self, settings: Sequence[Mapping[str, Any]]) -> int:
         return self.experiment.total_steps(settings[0])
-
-
-def _seconds_per_step(program: Program) -> float:
-    """The time of one training step of a call, the second of two runs of a few steps."""
-    hp = {n: program.put(np.ones(program.plan.width, s.dtype)) for n, s in program.traced.items()}
-    seeds = program.put(np.zeros(program.plan.width, np.uint32))
-    limits = program.put(np.full(program.plan.width, 10 * MEASURED_STEPS, np.int32))
-    state, result = program.run(program.empty(), hp, seeds, np.ones(program.plan.width, bool), limits, 1)
-    jax.block_until_ready(result)
-    times = []
-    for _ in range(2):
-        started = time.perf_counter()
-        state, result = program.run(state, hp, seeds, None, limits, MEASURED_STEPS)
-        jax.block_until_ready(result)
-        times.append(time.perf_counter() - started)
-    return min(times) / MEASURED_STEPS
