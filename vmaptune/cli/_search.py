@@ -11,6 +11,8 @@ from typing import Any
 from vmaptune.cli._common import FAILED, OK, add_experiment, add_search, parse_changes, strict_json
 from vmaptune.errors import InputError
 
+CHANGED = "go on although the experiment's file has changed"
+
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds this family's commands to the parser."""
@@ -49,7 +51,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     command.add_argument("--resume", action="store_true", help="insist that there is an unfinished study to go on with")
     command.add_argument("--fresh", metavar="DIR", help="begin another study in DIR, which must not hold one")
-    _add_going_on(command)
+    _add_going_on(command, force=f"{CHANGED}, or with other --trials or --rounds")
     command.set_defaults(function=_run)
 
 
@@ -69,14 +71,15 @@ def _add_retest(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument(
         "--trials", type=int, default=64, metavar="N", help="new draws, half around the old (default 64)"
     )
+    command.add_argument("--seed", type=int, help="the retest's seed (default the old study's plus 1)")
     command.add_argument("--out", metavar="DIR", help="the retest's own directory (default DIR-retest)")
-    _add_going_on(command, force=False)
+    _add_going_on(command, force=None)
     command.set_defaults(function=_retest)
 
 
-def _add_going_on(command: argparse.ArgumentParser, *, force: bool = True) -> None:
+def _add_going_on(command: argparse.ArgumentParser, *, force: str | None = CHANGED) -> None:
     if force:
-        command.add_argument("--force", action="store_true", help="go on although the experiment's file has changed")
+        command.add_argument("--force", action="store_true", help=force)
     command.add_argument(
         "--save-every", type=float, default=60.0, metavar="S",
         help="seconds between checkpoints: the most work that a kill can cost (default 60)",
@@ -152,7 +155,8 @@ def _retest(args: argparse.Namespace) -> int:
     return _trained(
         args,
         lambda view: retest(
-            args.study, args.exp, top=args.top, repeats=args.repeats, trials=args.trials, out=args.out, listener=view,
+            args.study, args.exp, top=args.top, repeats=args.repeats, trials=args.trials, out=args.out,
+            seed=args.seed, listener=view,
             save_every=args.save_every, report=not args.no_report, say=lambda text: print(text, file=sys.stderr),
         ),
     )  # fmt: skip

@@ -89,20 +89,24 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Removes every checkpoint; for a finished study."""
-        with suppress(OSError):
+        with suppress(OSError, StudyError):
             self.forget(-1)
             self.folder.rmdir()
 
     def _files(self) -> list[Path]:
         """Newest first. Only files of our own naming, and never through a link."""
-        if self.folder.is_symlink() or not self.folder.is_dir():
-            return []
-        names = [p for p in self.folder.glob("*.ckpt") if p.stem.isdigit() and not p.is_symlink()]
+        try:
+            if self.folder.is_symlink() or not self.folder.is_dir():
+                return []
+            names = [p for p in self.folder.glob("*.ckpt") if p.stem.isdigit() and not p.is_symlink()]
+        except OSError as error:
+            raise StudyError(f"{self.folder} cannot be read: {error.strerror}; check its rights") from error
         return sorted(names, key=lambda p: int(p.stem), reverse=True)
 
     def _write(self, snapshot: Snapshot) -> None:
-        if self.folder.is_symlink():
-            raise StudyError(f"{self.folder} is a link, and checkpoints stay inside the study; remove it")
+        with suppress(OSError):  # where nothing may be looked at, writing tells
+            if self.folder.is_symlink():
+                raise StudyError(f"{self.folder} is a link, and checkpoints stay inside the study; remove it")
         tree = {"plain": to_json(dict(snapshot.plain), "checkpoint"), "arrays": dict(snapshot.arrays)}
         save_weights(self.folder / f"{snapshot.seq:012d}.ckpt", tree | {"seq": snapshot.seq})
         for path in self._files()[KEPT:]:

@@ -5,6 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from vmaptune.errors import StudyError
+from vmaptune.store.lock import alive
+
+PART = ".part"  # how the name of a file ends that is being written
 
 
 def write_whole(path: str | Path, *parts: bytes | memoryview) -> None:
@@ -13,7 +16,7 @@ def write_whole(path: str | Path, *parts: bytes | memoryview) -> None:
     The directory is made if need be. Raises StudyError, naming the file, when it cannot be written.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
@@ -29,3 +32,15 @@ def write_whole(path: str | Path, *parts: bytes | memoryview) -> None:
         raise StudyError(
             f"{path} cannot be written: {reason}; what was there before is kept. Check the disk's space and rights"
         ) from error
+
+
+def remove_parts(*folders: Path) -> None:
+    """Removes what killed processes had begun to write in these folders, though nothing behind a link."""
+    for folder in folders:
+        if folder.is_symlink():
+            continue
+        for path in folder.glob(f".*{PART}"):
+            owner = path.name.removesuffix(PART).rpartition(".")[2]
+            if owner.isdigit() and (int(owner) == os.getpid() or not alive(int(owner))):
+                with suppress(OSError):
+                    path.unlink()

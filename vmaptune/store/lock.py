@@ -66,7 +66,7 @@ class Lock:
 def holder(directory: Path) -> str | None:
     """Who writes this study now, in words; None when nobody does. Takes no lock that a writer would meet."""
     note = _read(directory)
-    if note is None or (note.get("host") == socket.gethostname() and not _alive(note.get("pid"))):
+    if note is None or (note.get("host") == socket.gethostname() and not alive(note.get("pid"))):
         return None
     return _words(note)
 
@@ -95,10 +95,11 @@ def _read(directory: Path) -> dict | None:
 
 def _note_is_alive(directory: Path) -> bool:
     note = _read(directory)
-    return note is not None and note.get("host") == socket.gethostname() and _alive(note.get("pid"))
+    return note is not None and note.get("host") == socket.gethostname() and alive(note.get("pid"))
 
 
-def _alive(pid: object) -> bool:
+def alive(pid: object) -> bool:
+    """Whether a process of this machine runs; False where that cannot be told."""
     if not isinstance(pid, int) or isinstance(pid, bool) or pid <= 0 or os.name == "nt":
         return False
     try:

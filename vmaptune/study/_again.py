@@ -13,6 +13,7 @@ from vmaptune.experiment import Experiment, LoadedExperiment, load_experiment
 from vmaptune.space import Space
 from vmaptune.store.ledger import FILE_NAME, Ledger, LedgerReader, already_there
 from vmaptune.store.reader import has_file
+from vmaptune.study._budget import recorded_budget
 from vmaptune.study._options import Options
 from vmaptune.study._progress import Listener, Silent
 from vmaptune.study._resume import changed_machine, code_of
@@ -94,7 +95,7 @@ def going_on(
     return kind(
         experiment.with_changes(space=Space.from_json(meta["space"])), Options(**meta["options"]), ledger.directory,
         source=source, listener=listener, warnings=[*warnings, *found], ledger=ledger, save_every=save_every,
-        report=report, extra=extra, budget=budget_of(extra["retest"]) if extra else None,
+        report=report, extra=extra, budget=budget_of(extra["retest"]) if extra else recorded_budget(meta),
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from vmaptune.search.pbt import Copy, lineage
 from vmaptune.space import Space
 from vmaptune.store.ledger import CurvePoint
 from vmaptune.study._again import check_save_every, finish, going_on, open_unfinished, resolve_experiment
+from vmaptune.study._budget import CHANGEABLE, change_budget
 from vmaptune.study._options import Options, options_for
 from vmaptune.study._population import copies_of
 from vmaptune.study._progress import Listener, Silent
@@ -100,7 +101,8 @@ def run(
       listener: told of progress and warnings.
       report: whether report.html is written after the rounds (where Plotly is installed).
       resume: insist that there is an unfinished study to go on with.
-      force: go on although the experiment's file has changed since the study began.
+      force: go on although the experiment's file has changed since the study began, or with another number of
+        trials or rounds: rounds that have begun stay as they are.
       save_every: seconds between checkpoints: the most work that a kill can cost.
 
     Returns:
@@ -132,9 +134,12 @@ def run(
     if ledger is not None and ledger.rounds():
         meta = ledger.meta()
         try:
-            check_options(meta, given, Space(experiment.space) if changes else None, directory, experiment)
+            space = Space(experiment.space) if changes else None
+            check_options(meta, given, space, directory, experiment, CHANGEABLE if force else ())
             if source and meta["experiment"]["source"] is not None:
                 check_code(source.source, source.path, meta, directory, force)
+            if force:
+                change_budget(ledger, given)
         except BaseException:
             ledger.close()
             raise

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from vmaptune.engine.lanes import Lanes, Point
+from vmaptune.engine import moments
+from vmaptune.engine.lanes import Job, Lanes, Point
 from vmaptune.search.pbt import PBT, Copy, generation
 from vmaptune.space import Space
+from vmaptune.store.checkpoints import Snapshot
 from vmaptune.store.ledger import CurvePoint, TrialResult, TrialRow
 from vmaptune.store.states import State
 from vmaptune.study._groups import Group
-from vmaptune.study._training import Training, infeasible
+from vmaptune.study._training import Training, arrays_of, infeasible
 
 
 class Population:
@@ -26,28 +28,62 @@ class Population:
         self.params = {row.trial: dict(row.params) for row in rows}  # as they are now
         self.values = dict.fromkeys(self.trials, math.nan)  # to be minimised
         self.steps = training.experiment.total_steps(rows[0].params)
+        self.done = 0  # steps of each
         training.rows.update({row.trial: row for row in rows})
 
-    def train(self) -> list[Copy]:
-        """Trains the population to its last step; returns who took over from whom."""
+    def train(self, moment: Snapshot | None = None) -> list[Copy]:
+        """Trains the population to its last step, from a `moment` of it if there is one; returns who took over from
+        whom meanwhile.
+
+        Raises:
+          Interrupted: somebody asked to stop; the moment was saved.
+        """
         training, group = self.training, self.group
         lanes = Lanes(
             group.program, capacity=len(self.trials) + group.plan.width, on_points=self._record,
             on_state=lambda job, state: training.states.__setitem__(job.trial, state),
         )  # fmt: skip
+        training.lanes = {group.number: lanes}
         started = time.perf_counter()
-        lanes.submit(training._job(training.rows[trial], keep=True) for trial in self.trials)
         copies: list[Copy] = []
-        done = 0
-        while done < self.steps:
-            training.saving.stop_now_if_asked()  # its round begins again: takings-over need all members side by side
+        self.done = 0
+        if moment is None:
+            lanes.submit(self._jobs().values())
+        else:
+            self._restore(lanes, moment)
+        while self.done < self.steps:
             lanes.segment()
-            done = min(self.steps, done + group.plan.every)
-            if done < self.steps:
-                copies += self._take_over(lanes, done)
+            self.done = min(self.steps, self.done + group.plan.every)
+            if self.done < self.steps:
+                copies += self._take_over(lanes, self.done)
+                training.saving.between_calls(self.snapshot)
+        training.lanes = {}
         training.counts.count_lanes(lanes)
         training.counts.seconds["train"] += time.perf_counter() - started
         return copies
+
+    def snapshot(self) -> Snapshot:
+        """This moment after a generation's takings-over."""
+        whole = self.training.snapshot()
+        own = {
+            "group": self.group.number,
+            "done": self.done,
+            "members": [[t, self.values[t], self.params[t]] for t in self.trials],
+        }
+        return replace(whole, plain={**whole.plain, "population": own})
+
+    def _restore(self, lanes: Lanes, moment: Snapshot) -> None:
+        own = moment.plain["population"]
+        self.done = own["done"]
+        for trial, value, params in own["members"]:
+            self.values[trial], self.params[trial] = value, dict(params)
+        ((number, plain),) = moment.plain["lanes"]
+        moments.restore(lanes, plain, arrays_of(moment.arrays, f"lanes{number}."), self._jobs())
+
+    def _jobs(self) -> dict[int, Job]:
+        """The members with their settings as they are now."""
+        rows = self.training.rows
+        return {t: self.training.job(replace(rows[t], params=self.params[t]), keep=True) for t in self.trials}
 
     def _take_over(self, lanes: Lanes, step: int) -> list[Copy]:
         training = self.training

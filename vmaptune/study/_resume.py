@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,14 +131,21 @@ def check_code(source: str, path: str, meta: Mapping[str, Any], directory: Path,
 
 
 def check_options(
-    meta: Mapping[str, Any], given: Mapping[str, Any], space: Space | None, directory: Path, experiment: Experiment
+    meta: Mapping[str, Any],
+    given: Mapping[str, Any],
+    space: Space | None,
+    directory: Path,
+    experiment: Experiment,
+    may_change: Collection[str] = (),
 ) -> None:
-    """Raises InputError when what was asked now is not what the study was begun with."""
+    """Raises InputError when what was asked now is not what the study was begun with, but for `may_change`."""
     recorded = meta["options"]
     differ = [
         f"{name} {recorded.get(name)!r} (now {value!r})"
         for name, value in given.items()
-        if value is not None and recorded.get(name) != (asdict(value) if isinstance(value, Stopping) else value)
+        if value is not None
+        and name not in may_change
+        and recorded.get(name) != (asdict(value) if isinstance(value, Stopping) else value)
     ]
     if space is not None and space.to_json() != meta["space"]:
         differ.append("the space (--set)")
@@ -147,7 +154,7 @@ def check_options(
     if differ:
         raise InputError(
             f"{directory} holds an unfinished study with other settings: {'; '.join(differ)}; leave these out to go on "
-            f"with it, or begin another with --fresh DIR"
+            f"with it (--force changes trials and rounds, nothing else), or begin another with --fresh DIR"
         )
 
 

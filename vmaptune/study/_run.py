@@ -18,7 +18,7 @@ from vmaptune.search.sampler import trial_seed
 from vmaptune.search.zoom import Scored, best, leaning, slice_of, zoom
 from vmaptune.space import Space
 from vmaptune.store.checkpoints import Checkpoints, Snapshot
-from vmaptune.store.files import write_whole
+from vmaptune.store.files import remove_parts, write_whole
 from vmaptune.store.ledger import FINISHED, Ledger, TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.tables import trials_csv
@@ -120,6 +120,7 @@ class StudyRun:
     def _go_on(self) -> None:
         """Finds the last whole moment and brings ledger and memory back to it."""
         self.ledger.set_meta("state", "running")
+        remove_parts(self.directory, self.directory / "best", self.saving.checkpoints.folder)
         found = self.saving.checkpoints.newest(self.ledger.seq, self.counts.warn)
         moment = last_moment(self.ledger.rounds(), found, keeps_states=self._keeps)
         self.ledger.roll_back(moment.seq)
@@ -174,6 +175,7 @@ class StudyRun:
         with self.ledger.transaction():
             self.ledger.set_meta("weights", saved)
             self.ledger.set_meta("result", result)
+            self.ledger.set_meta("saves", self.saving.summary())
             self.ledger.set_meta("state", "finished")
             self.ledger.set_meta(FINISHED, True)
         self.saving.checkpoints.wait()
@@ -216,16 +218,20 @@ class StudyRun:
     def _evolve(self) -> Scored | None:
         """Population-based training, each group a population of its own. Returns the best member, as it ended."""
         rows = self._begin_round(0)
-        params: dict[int, Params] = {}
-        if self._rounds_finished:
-            for decision in self.ledger.decisions("pbt"):
-                params |= {copy["trial"]: copy["params"] for copy in decision.data["copies"]}
-            params = {row.trial: dict(row.params) for row in rows} | params
-        else:
+        snapshot, self.snapshot = self.snapshot, None
+        params = {row.trial: dict(row.params) for row in rows}
+        for decision in self.ledger.decisions("pbt"):  # of a study that goes on
+            params |= {copy["trial"]: copy["params"] for copy in decision.data["copies"]}
+        if not self._rounds_finished:
+            self.groups.prepare([row.params for row in rows])
+            self.training.restore_states()
+            moment = snapshot.plain.get("population") if snapshot else None
             for group in self.groups:
+                if snapshot and (moment is None or group.number < moment["group"]):
+                    continue  # it had come to its end
                 members = [row for row in rows if row.group == group.number]
                 population = Population(self.training, group, members, PBT(), self.first)
-                population.train()
+                population.train(snapshot if moment and group.number == moment["group"] else None)
                 params |= population.params
             self._finished(rows, keep=True)
         (winner,) = best([self._scored(self.training.rows[row.trial]) for row in rows], 1) or (None,)
@@ -383,7 +389,7 @@ class StudyRun:
         """Ends every round that has been begun; returns the trials as they are now. States that were kept live in
         memory alone, so they are saved first."""
         if keep:
-            self.saving.save(self.training.snapshot(ended=True), wait=True)
+            self.saving.save(lambda: self.training.snapshot(ended=True), wait=True)
         begun = self._rounds_finished
         with self.ledger.transaction():
             for number in range(begun, self.counts.round + 1):

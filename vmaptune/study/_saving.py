@@ -25,7 +25,7 @@ class Saving:
         self.checkpoints, self.every = checkpoints, every
         self.stop = False  # somebody asked to stop at the next call
         self.taken = 0
-        self.seconds = 0.0  # that the training waited for
+        self.seconds = 0.0  # that the training waited for saves, and for the calls under way before them
         self._last = time.monotonic()
 
     def between_calls(self, now: Callable[[], Snapshot]) -> None:
@@ -34,26 +34,30 @@ class Saving:
         Raises:
           Interrupted: somebody asked to stop. StudyError: the last checkpoint could not be written.
         """
-        started = time.monotonic()
         if self.stop:
-            self.save(now(), wait=True)
+            self.save(now, wait=True)
             raise Interrupted
-        if started - self._last >= self.every and not self.checkpoints.busy:
-            self.save(now())
-            self.seconds += time.monotonic() - started
+        if time.monotonic() - self._last >= self.every and not self.checkpoints.busy:
+            self.save(now)
 
     def stop_now_if_asked(self) -> None:
         """Raises Interrupted when somebody asked to stop; called where the ledger alone is the whole moment."""
         if self.stop:
             raise Interrupted
 
-    def save(self, snapshot: Snapshot, *, wait: bool = False) -> None:
+    def save(self, now: Callable[[], Snapshot], *, wait: bool = False) -> None:
         """Saves now; `wait` until it is on disk. Raises StudyError when it, or the last one, cannot be written."""
-        self.checkpoints.save(snapshot)
+        started = time.monotonic()
+        self.checkpoints.save(now())
         if wait:
             self.checkpoints.wait()
         self._last = time.monotonic()
         self.taken += 1
+        self.seconds += self._last - started
+
+    def summary(self) -> dict[str, float]:
+        """What saving has cost this process so far."""
+        return {"every": self.every, "taken": self.taken, "seconds": self.seconds}
 
     @contextmanager
     def listening(self, note: Callable[[str], None]) -> Iterator[None]:

@@ -105,7 +105,7 @@ class Training:
         jobs: dict[int, tuple[Group, list[Job]]] = {}
         for row in rows:
             group = self.groups.of(row.params)
-            jobs.setdefault(group.number, (group, []))[1].append(self._job(row, keep))
+            jobs.setdefault(group.number, (group, []))[1].append(self.job(row, keep))
         for number, (group, of_group) in jobs.items():
             if number not in self.lanes:
                 self.lanes[number] = self._lanes(group, share)
@@ -124,6 +124,7 @@ class Training:
         plain = {
             "round": self.counts.round,
             "ended": ended,
+            "time": time.time(),
             "lanes": [[number, part] for number, (part, _) in found.items()],
             "states": list(self.states),
             "seconds": self.counts.seconds,
@@ -134,12 +135,12 @@ class Training:
     def _restore_lanes(self, snapshot: Snapshot, keep: bool, share: int) -> None:
         """Puts the trials that were under way back into their lanes, and tells the rules what they knew."""
         running = [row for row in self.rows.values() if row.state == State.RUNNING]
-        jobs = {row.trial: self._job(row, keep) for row in running}
-        jobs |= {row.trial: self._job(row, keep) for row in self.rows.values() if row.round == self.counts.round}
+        jobs = {row.trial: self.job(row, keep) for row in running}
+        jobs |= {row.trial: self.job(row, keep) for row in self.rows.values() if row.round == self.counts.round}
         groups = {group.number: group for group in self.groups}
         for number, plain in snapshot.plain["lanes"]:
             self.lanes[number] = self._lanes(groups[number], share)
-            moments.restore(self.lanes[number], plain, _part(snapshot.arrays, f"lanes{number}."), jobs)
+            moments.restore(self.lanes[number], plain, arrays_of(snapshot.arrays, f"lanes{number}."), jobs)
         if self.options.stopping:
             for trial, curve in self.ledger.curves():
                 row = self.rows[trial]
@@ -190,7 +191,8 @@ class Training:
         at = rule.standing(row.trial)
         return Scored(row.trial, dict(row.params), at.value, at.rung)
 
-    def _job(self, row: TrialRow, keep: bool) -> Job:
+    def job(self, row: TrialRow, keep: bool) -> Job:
+        """A trial as its lane receives it."""
         settings = self.groups.lane_values(row.params)
         return Job(row.trial, row.seed, settings, self.experiment.total_steps(row.params), keep)
 
@@ -266,7 +268,8 @@ class Training:
                 counts.best, counts.best_params = value, row.params
 
 
-def _part(arrays: Mapping[str, Any], before: str) -> dict[str, Any]:
+def arrays_of(arrays: Mapping[str, Any], before: str) -> dict[str, Any]:
+    """A snapshot's arrays whose names begin with `before`, by what follows."""
     return {name.removeprefix(before): array for name, array in arrays.items() if name.startswith(before)}
 
 

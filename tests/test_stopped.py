@@ -1,0 +1,286 @@
+"""A study that is stopped from outside: Ctrl-C once and twice, SIGTERM, a full disk, a read-only directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from interrupted import OPTIONS, TASK, Crash, content
+
+import vmaptune as vt
+from vmaptune.cli import main
+from vmaptune.errors import InputError, StudyError
+from vmaptune.store.checkpoints import Checkpoints
+from vmaptune.store.files import remove_parts
+from vmaptune.store.ledger import Ledger
+from vmaptune.study import resume
+from vmaptune.study._population import Population
+from vmaptune.study._training import Training
+
+POPULATION = OPTIONS | {"method": "pbt", "trials": 12}
+
+
+class At:
+    """A listener that does something at the study's n-th word."""
+
+    def __init__(self, n: int, act: Callable[[], None]):
+        self.left, self.act = n, act
+        self.notes: list[str] = []
+
+    def progress(self, progress) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.act()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("code") / "task.py"
+    path.write_text(TASK)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(file, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "s"
+    vt.run(file, out=out, **OPTIONS)
+    return out
+
+
+@pytest.fixture(scope="module")
+def population(file, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("population") / "s"
+    vt.run(file, out=out, **POPULATION)
+    return out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_once_it_saves_and_says_how_to_go_on(file, reference, tmp_path, number):
+    out = tmp_path / "s"
+    listener = At(12, lambda: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt, match=r"everything is saved; go on with: python -m vmaptune resume .*/s"):
+        vt.run(file, out=out, listener=listener, **OPTIONS)
+    assert signal.getsignal(number) is before
+    assert "stopping after this segment; once more stops at once" in listener.notes
+    assert vt.load(out).meta["state"] == "interrupted"
+    assert len(list((out / "checkpoints").glob("*.ckpt"))) == 1
+    resume(out)
+    assert content(out) == content(reference)
+
+
+@pytest.mark.parametrize("save_every", [0, 60])
+def test_asked_twice_it_stops_now_and_can_be_gone_on_with(file, reference, tmp_path, save_every):
+    out = tmp_path / "s"
+    points: list[int] = []
+
+    def twice() -> None:
+        points.append(sum(len(curve) for _, curve in vt.load(out).ledger.curves()))
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=f"at most the last {save_every} s of work are lost"):
+        vt.run(file, out=out, listener=At(30, twice), save_every=save_every, **OPTIONS)
+    study = vt.load(out)
+    assert study.meta["state"] == "interrupted"
+    assert sum(len(curve) for _, curve in study.ledger.curves()) == points[0]  # nothing was done after it
+    assert (out / "checkpoints").exists() == (save_every == 0)
+    resume(out)
+    assert content(out) == content(reference)
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """As a user without rights over others' files."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_directory_that_turns_read_only(file, reference, tmp_path):
+    out = tmp_path / "s"
+
+    with contextlib.ExitStack() as rights:
+
+        def turn() -> None:
+            for folder in (out, out / "checkpoints"):
+                folder.chmod(0o555)
+            rights.enter_context(nobody())
+
+        with pytest.raises(StudyError, match=r"checkpoints.*cannot be written: .*; what was there before is kept"):
+            vt.run(file, out=out, listener=At(20, turn), save_every=0, **OPTIONS)
+        with pytest.raises((InputError, StudyError), match=r"cannot be (used|written|read)|cannot look into"):
+            resume(out)
+    for folder in (out, out / "checkpoints"):
+        folder.chmod(0o755)
+    resume(out)
+    assert content(out) == content(reference)
+
+
+@contextlib.contextmanager
+def little_space(place: Path, size: int) -> Iterator[Callable[[], None]]:
+    """`place` has room for `size` bytes until the function is called: a file system in memory where one may be
+    mounted, else no file may be longer."""
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True).returncode:
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 4, before[1]))
+        try:
+            yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+        return
+    try:
+        yield lambda: subprocess.run(["mount", "-o", f"remount,size={32 << 20}", place], check=True)
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("size", [80, 160, 280])
+def test_a_disk_that_is_full(file, reference, tmp_path, size):
+    with little_space(tmp_path / "disk", size * 1024) as make_space:
+        out = tmp_path / "disk" / "s"
+        with pytest.raises((StudyError, InputError), match=r"cannot be (written|used)"):
+            vt.run(file, out=out, save_every=0, **OPTIONS)
+        make_space()
+        vt.run(file, out=out, **OPTIONS).close()
+        assert content(out) == content(reference)
+
+
+def test_what_a_killed_process_had_begun_to_write_is_removed(file, reference, tmp_path):
+    out = tmp_path / "s"
+    with pytest.raises(MemoryError):
+        vt.run(file, out=out, listener=Crash(30), save_every=0, **OPTIONS)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    mine = [out / f".trials.csv.{gone.pid}.part", out / "checkpoints" / f".000000000009.ckpt.{gone.pid}.part"]
+    others = [out / f".report.html.{os.getppid()}.part", out / ".notes.part"]
+    for path in (*mine, *others):
+        path.write_bytes(b"half of it")
+    resume(out)
+    assert content(out) == content(reference)
+    assert [path.exists() for path in (*mine, *others)] == [False, False, True, True]
+    assert not (out / "checkpoints").exists()
+    (tmp_path / "elsewhere").mkdir()
+    victim = tmp_path / "elsewhere" / f".x.{gone.pid}.part"
+    victim.touch()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    remove_parts(tmp_path / "link", tmp_path / "none")
+    assert victim.exists()
+
+
+# ---- populations -----------------------------------------------------------------------------------------
+
+
+def test_a_population_goes_on_inside_its_round(file, population, tmp_path, monkeypatch):
+    out = tmp_path / "s"
+    with pytest.raises(MemoryError):
+        vt.run(file, out=out, listener=Crash(9), save_every=0, **POPULATION)
+    (newest, *_) = Checkpoints(out).newest(2**62, pytest.fail)
+    done = newest.plain["population"]["done"]
+    assert done > 4  # some generations
+    taken_up: list[int] = []
+    restore = Population._restore
+
+    def spy(self, lanes, moment):
+        restore(self, lanes, moment)
+        taken_up.append(self.done)
+
+    monkeypatch.setattr(Population, "_restore", spy)
+    resume(out)
+    assert taken_up == [done]
+    assert content(out) == content(population)
+
+
+def test_a_population_without_a_checkpoint_begins_its_round_again_with_the_same_bits(file, population, tmp_path):
+    out = tmp_path / "s"
+    with pytest.raises(MemoryError):
+        vt.run(file, out=out, listener=Crash(9), **POPULATION)
+    assert not (out / "checkpoints").exists()
+    resume(out)
+    assert content(out) == content(population)
+
+
+def test_a_population_that_had_ended_when_it_was_killed_is_not_trained_again(file, population, tmp_path, monkeypatch):
+    out = tmp_path / "s"
+
+    def crash(self, round: int) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "finish_round", crash)
+        with pytest.raises(MemoryError):
+            vt.run(file, out=out, save_every=0, **POPULATION)
+    monkeypatch.setattr(Population, "train", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(Training, "train", lambda *_: pytest.fail("it was trained again"))
+    resume(out)
+    assert content(out) == content(population)
+    assert vt.load(out).ledger.counts() == vt.load(population).ledger.counts()
+
+
+# ---- another number of trials ----------------------------------------------------------------------------
+
+
+def test_trials_and_rounds_can_be_changed_on_the_way(file, tmp_path, capsys):
+    out = tmp_path / "s"
+    with pytest.raises(MemoryError):
+        vt.run(file, out=out, listener=Crash(40), save_every=0, **OPTIONS)
+    before = vt.load(out).ledger
+    begun, points = before.rounds(), dict(before.curves())
+    assert [row.kind for row in begun] == ["search", "search"]
+    assert before.meta()["options"]["trials"] == 40
+    before.close()
+    more = ["run", str(file), "--out", str(out), "--trials", "80", "--rounds", "4"]
+    assert main(more) == 2
+    assert "--force changes trials and rounds" in capsys.readouterr().err
+    assert main([*more, "--force", "--steps", "4"]) == 2
+    assert "steps None (now 4)" in capsys.readouterr().err
+    assert main([*more[:-4], "--trials", "24", "--force"]) == 2
+    assert "would leave" in capsys.readouterr().err
+    with pytest.raises(MemoryError):
+        vt.run(file, out=out, trials=80, rounds=4, force=True, listener=Crash(25), save_every=0)
+    shutil.copytree(out, tmp_path / "copy")
+    study = resume(out)  # the change is kept
+    rounds = study.ledger.rounds()
+    assert [row.kind for row in rounds] == ["search"] * 4 + ["confirm"]
+    assert [row.trials for row in rounds[:2]] == [row.trials for row in begun]
+    assert [row.space for row in rounds[:2]] == [row.space for row in begun]
+    assert sum(row.trials for row in rounds) == 80 == sum(study.ledger.counts().values())
+    after = dict(study.ledger.curves())
+    assert all(after[trial][: len(curve)] == curve for trial, curve in points.items())
+    assert study.meta["options"]["trials"] == 80
+    assert [(c["trials"], c["rounds"]) for c in study.meta["changes"]] == [([40, 80], [2, 4])]
+    resume(tmp_path / "copy")
+    assert content(out) == content(tmp_path / "copy")
+
+
+def test_too_late_for_other_numbers(file, tmp_path):
+    out = tmp_path / "s"
+
+    def crash(*_) -> None:
+        raise MemoryError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vmaptune.study._run.rank", crash)  # the confirmation has been trained
+        with pytest.raises(MemoryError):
+            vt.run(file, out=out, **OPTIONS)
+    with pytest.raises(InputError, match="trials cannot become 80: all of its rounds have begun"):
+        vt.run(file, out=out, trials=80, force=True)
