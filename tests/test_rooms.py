@@ -19,7 +19,7 @@ ROOMS = {
     "store": {"errors"},
     "rewrite": set(),
     "experiment": {"errors", "space", "task", "rewrite", "nn"},
-    "engine": {"errors", "task"},
+    "engine": {"errors", "task", "rewrite"},
     "study": {"errors", "space", "task", "experiment", "engine", "search", "store"},
     "view": {"errors", "space", "search", "store"},
     "cli": {"errors", "space", "store", "engine", "study", "view", "experiment"},

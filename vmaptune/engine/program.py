@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from vmaptune.engine.devices import lane_mesh
 from vmaptune.engine.plan import Costs, Plan
 from vmaptune.errors import InputError
+from vmaptune.rewrite import fit_for_cpu
 from vmaptune.task import Hyperparameters, Task
 
 SharedArrays = dict[tuple[int, Any], tuple[Any, Any]]
@@ -52,15 +53,16 @@ def hoist(function: Callable[..., Any], *args: Any) -> Hoisted:
     """Traces `function` for one lane and turns what it closes over into arguments."""
     closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
     tree = jax.tree.structure(out)
+    jaxpr = fit_for_cpu(closed.jaxpr) if jax.default_backend() == "cpu" else closed.jaxpr
 
     def call(consts: Any, *values: Any) -> Any:
-        flat = jax.core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(values))
+        flat = jax.core.eval_jaxpr(jaxpr, consts, *jax.tree.leaves(values))
         return jax.tree.unflatten(tree, flat)
 
     def lower() -> Any:
         return jax.jit(call).lower(tuple(closed.consts), *args)
 
-    return Hoisted(call, tuple(closed.consts), out, lower, closed.jaxpr)
+    return Hoisted(call, tuple(closed.consts), out, lower, jaxpr)
 
 
 def is_key(leaf: Any) -> bool:

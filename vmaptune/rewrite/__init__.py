@@ -1,7 +1,8 @@
-"""Convolutions and poolings of small models as slices and matrix products, exchanged in the jaxpr of any function."""
+"""Computations exchanged, in the jaxpr of any function, for equal ones that run faster on many lanes."""
 
 from vmaptune.rewrite._choose import default_choice, fastest, measure
 from vmaptune.rewrite._convolution import ConvShape, convolve
+from vmaptune.rewrite._cpu import fit_for_cpu
 from vmaptune.rewrite._jaxpr import find_convolutions, with_fast_convolutions
 from vmaptune.rewrite._pooling import PoolShape, pool
 
@@ -12,6 +13,7 @@ __all__ = [
     "default_choice",
     "fastest",
     "find_convolutions",
+    "fit_for_cpu",
     "measure",
     "pool",
     "with_fast_convolutions",

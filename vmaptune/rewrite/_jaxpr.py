@@ -1,4 +1,4 @@
-"""The walk over a traced function that puts fast convolutions and poolings in the place of XLA's.
+"""Puts fast convolutions and poolings in the place of XLA's.
 
 It works on the jaxpr before differentiation, so that the gradient's equations are slices and products as well. Only
 equations are exchanged; everything else, custom derivative rules included, stays as it was traced. What a custom rule
@@ -8,28 +8,20 @@ itself computes is not seen here: if it holds convolutions, `with_fast_convoluti
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax import lax
-from jax.extend import core
 
 from vmaptune.rewrite._choose import default_choice
 from vmaptune.rewrite._convolution import ConvShape, convolve
 from vmaptune.rewrite._picking import pick, pick_shape
 from vmaptune.rewrite._pooling import PoolShape, pool, poolable
+from vmaptune.rewrite._walk import call_instead, exchanged, inner_jaxprs
 
 CONVOLUTION = "conv_general_dilated"
 POOLS = {"reduce_window_max": "max", "reduce_window_sum": "sum"}
-# Primitives whose jaxprs are what they compute, so that one may be exchanged for an equal one. A custom derivative's
-# rule lies in other parameters, and stays.
-CALLS = {
-    "jit", "pjit", "core_call", "call", "closed_call", "core_closed_call", "scan", "while", "cond",
-    "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
-}  # fmt: skip
-
 Choose = Callable[[ConvShape], str]
 
 
@@ -64,7 +56,7 @@ def with_fast_convolutions(
             return [leaf for leaf in out if isinstance(leaf, jax.Array)]
 
         closed = jax.make_jaxpr(flat)(*(leaves[i] for i in traced))
-        jaxpr = _rewritten(closed.jaxpr, choice, pools)
+        jaxpr = exchanged(closed.jaxpr, lambda eqn: _faster(eqn, choice, pools))
         arrays = iter(jax.core.eval_jaxpr(jaxpr, closed.consts, *(leaves[i] for i in traced)))
         return jax.tree.unflatten(trees[0], [next(arrays) if leaf is None else leaf for leaf in rest])
 
@@ -79,7 +71,7 @@ def find_convolutions(closed_jaxpr: Any) -> list[ConvShape]:
         shape = conv_shape(eqn)
         if shape is not None:
             found[shape] = None
-        for inner in _inner_jaxprs(eqn):
+        for inner in inner_jaxprs(eqn):
             found.update(dict.fromkeys(find_convolutions(inner)))
     return list(found)
 
@@ -129,70 +121,14 @@ def pool_shape(eqn: Any) -> PoolShape | None:
     )
 
 
-def _rewritten(jaxpr: Any, choose: Choose, pools: bool) -> Any:
-    """The jaxpr with its convolutions exchanged; the same object if there is nothing to exchange."""
-    eqns = [_rewritten_equation(eqn, choose, pools) for eqn in jaxpr.eqns]
-    if all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True)):
-        return jaxpr
-    return jaxpr.replace(eqns=eqns)
-
-
-def _rewritten_equation(eqn: Any, choose: Choose, pools: bool) -> Any:
+def _faster(eqn: Any, choose: Choose, pools: bool) -> Any:
+    """The equation to compute in the place of a convolution, a pooling or a pick; others as they are."""
     conv = conv_shape(eqn)
     if conv is not None:
         method = choose(conv)
-        return eqn if method == "xla" else _call(eqn, f"convolution_{method}", (convolve, conv, method))
+        return eqn if method == "xla" else call_instead(eqn, f"convolution_{method}", (convolve, conv, method))
     window = pool_shape(eqn) if pools else None
     if window is not None:
-        return _call(eqn, f"{window.kind}_pool", (pool, window)) if poolable(window) else eqn
+        return call_instead(eqn, f"{window.kind}_pool", (pool, window)) if poolable(window) else eqn
     picked = pick_shape(eqn)
-    if picked is not None:
-        return _call(eqn, "pick", (pick, picked))
-    if eqn.primitive.name not in CALLS:
-        return eqn
-    params = {name: _rewritten_param(value, choose, pools) for name, value in eqn.params.items()}
-    if all(params[name] is value for name, value in eqn.params.items()):
-        return eqn
-    return eqn.replace(params=params)
-
-
-def _rewritten_param(value: Any, choose: Choose, pools: bool) -> Any:
-    if isinstance(value, core.ClosedJaxpr):
-        jaxpr = _rewritten(value.jaxpr, choose, pools)
-        return value if jaxpr is value.jaxpr else value.replace(jaxpr=jaxpr)
-    if isinstance(value, core.Jaxpr):
-        return _rewritten(value, choose, pools)
-    if isinstance(value, (tuple, list)):
-        new = [_rewritten_param(v, choose, pools) for v in value]
-        return value if all(a is b for a, b in zip(new, value, strict=True)) else type(value)(new)
-    return value
-
-
-def _inner_jaxprs(eqn: Any) -> Iterator[Any]:
-    if eqn.primitive.name in CALLS:
-        for value in eqn.params.values():
-            for one in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(one, (core.ClosedJaxpr, core.Jaxpr)):
-                    yield getattr(one, "jaxpr", one)
-
-
-def _call(eqn: Any, name: str, implementation: tuple[Any, ...]) -> Any:
-    """An equation that calls `implementation(*operands)`, jitted under `name`, in the place of `eqn`."""
-    call = _jitted(name, eqn.outvars[0].aval.dtype, *implementation)
-    operands = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
-    traced = jax.make_jaxpr(call)(*operands)
-    if traced.consts or len(traced.jaxpr.eqns) != 1 or len(traced.jaxpr.eqns[0].invars) != len(operands):
-        return eqn  # not one call of the operands alone, as a future JAX might trace it; XLA's own is right as well
-    (new,) = traced.jaxpr.eqns
-    return new.replace(invars=eqn.invars, outvars=eqn.outvars, source_info=eqn.source_info, ctx=eqn.ctx)
-
-
-@functools.cache
-def _jitted(name: str, dtype: Any, function: Callable[..., Any], *first: Any) -> Callable[..., Any]:
-    """`function(*first, ...)` as one `jit` equation; the same one for the same record, which is traced once."""
-
-    def call(*operands: Any) -> Any:
-        return lax.convert_element_type(function(*first, *operands), dtype)
-
-    call.__name__ = name
-    return jax.jit(call)
+    return eqn if picked is None else call_instead(eqn, "pick", (pick, picked))

@@ -1,0 +1,86 @@
+"""The walk over a jaxpr that exchanges equations for faster ones, in it and in what it calls."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend import core
+
+# Primitives whose jaxprs are what they compute, so that one may be exchanged for an equal one. A custom derivative's
+# rule lies in other parameters, and stays.
+CALLS = {
+    "jit", "pjit", "core_call", "call", "closed_call", "core_closed_call", "scan", "while", "cond",
+    "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
+}  # fmt: skip
+
+Exchange = Callable[[Any], Any]  # an equation -> the one to take its place, or the same object
+
+
+def exchanged(jaxpr: Any, exchange: Exchange) -> Any:
+    """The jaxpr with its equations exchanged; the same object if there is nothing to exchange."""
+    eqns = [_equation(eqn, exchange) for eqn in jaxpr.eqns]
+    if all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True)):
+        return jaxpr
+    return jaxpr.replace(eqns=eqns)
+
+
+def inner_jaxprs(eqn: Any) -> Iterator[Any]:
+    """The jaxprs that an equation computes."""
+    if eqn.primitive.name in CALLS:
+        for value in eqn.params.values():
+            for one in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(one, (core.ClosedJaxpr, core.Jaxpr)):
+                    yield getattr(one, "jaxpr", one)
+
+
+def call_instead(eqn: Any, name: str, implementation: tuple[Any, ...]) -> Any:
+    """An equation that calls `implementation(*operands)`, jitted under `name`, in the place of `eqn`.
+
+    The implementation returns an array, or a tuple of them where the equation has several results.
+    """
+    call = _jitted(name, tuple(v.aval.dtype for v in eqn.outvars), *implementation)
+    operands = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    traced = jax.make_jaxpr(call)(*operands)
+    if traced.consts or len(traced.jaxpr.eqns) != 1 or len(traced.jaxpr.eqns[0].invars) != len(operands):
+        return eqn  # not one call of the operands alone, as a future JAX might trace it; XLA's own is right as well
+    (new,) = traced.jaxpr.eqns
+    return new.replace(invars=eqn.invars, outvars=eqn.outvars, source_info=eqn.source_info, ctx=eqn.ctx)
+
+
+def _equation(eqn: Any, exchange: Exchange) -> Any:
+    new = exchange(eqn)
+    if new is not eqn or eqn.primitive.name not in CALLS:
+        return new
+    params = {name: _param(value, exchange) for name, value in eqn.params.items()}
+    if all(params[name] is value for name, value in eqn.params.items()):
+        return eqn
+    return eqn.replace(params=params)
+
+
+def _param(value: Any, exchange: Exchange) -> Any:
+    if isinstance(value, core.ClosedJaxpr):
+        jaxpr = exchanged(value.jaxpr, exchange)
+        return value if jaxpr is value.jaxpr else value.replace(jaxpr=jaxpr)
+    if isinstance(value, core.Jaxpr):
+        return exchanged(value, exchange)
+    if isinstance(value, (tuple, list)):
+        new = [_param(v, exchange) for v in value]
+        return value if all(a is b for a, b in zip(new, value, strict=True)) else type(value)(new)
+    return value
+
+
+@functools.cache
+def _jitted(name: str, dtypes: tuple[Any, ...], function: Callable[..., Any], *first: Any) -> Callable[..., Any]:
+    """`function(*first, ...)` as one `jit` equation; the same one for the same record, which is traced once."""
+
+    def call(*operands: Any) -> Any:
+        out = function(*first, *operands)
+        results = out if isinstance(out, (tuple, list)) else (out,)
+        return [lax.convert_element_type(r, dtype) for r, dtype in zip(results, dtypes, strict=True)]
+
+    call.__name__ = name
+    return jax.jit(call)
