@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from vmaptune.engine.devices import lane_mesh
 from vmaptune.engine.plan import Costs, Plan
 from vmaptune.errors import InputError
-from vmaptune.rewrite import fit_for_cpu
+from vmaptune.rewrite import fit_for_cpu, with_fast_convolutions
 from vmaptune.task import Hyperparameters, Task
 
 SharedArrays = dict[tuple[int, Any], tuple[Any, Any]]
@@ -126,7 +126,8 @@ class LaneFunctions:
         self.shared = hoist(task.shared or (lambda done: ()), count)
         self.step = hoist(step, self.state, arrays, seed, count, self.shared.out)
         self._check_state()
-        self.evaluate = hoist(evaluate, self.state, arrays)
+        # the experiment exchanges a training step's convolutions itself, before differentiation
+        self.evaluate = hoist(with_fast_convolutions(evaluate), self.state, arrays)
 
     def _check_state(self) -> None:
         before, after = self.state, self.step.out[0]

@@ -5,6 +5,7 @@ from vmaptune.rewrite._convolution import ConvShape, convolve
 from vmaptune.rewrite._cpu import fit_for_cpu
 from vmaptune.rewrite._jaxpr import find_convolutions, with_fast_convolutions
 from vmaptune.rewrite._pooling import PoolShape, pool
+from vmaptune.rewrite._precision import with_bfloat16_products
 
 __all__ = [
     "ConvShape",
@@ -16,5 +17,6 @@ __all__ = [
     "fit_for_cpu",
     "measure",
     "pool",
+    "with_bfloat16_products",
     "with_fast_convolutions",
 ]

@@ -7,18 +7,16 @@ itself computes is not seen here: if it holds convolutions, `with_fast_convoluti
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from vmaptune.rewrite._choose import default_choice
 from vmaptune.rewrite._convolution import ConvShape, convolve
 from vmaptune.rewrite._picking import pick, pick_shape
 from vmaptune.rewrite._pooling import PoolShape, pool, poolable
-from vmaptune.rewrite._walk import call_instead, exchanged, inner_jaxprs
+from vmaptune.rewrite._walk import call_instead, inner_jaxprs, with_exchanged
 
 CONVOLUTION = "conv_general_dilated"
 POOLS = {"reduce_window_max": "max", "reduce_window_sum": "sum"}
@@ -39,28 +37,7 @@ def with_fast_convolutions(
     """
     choice = choose if choose is not None else default_choice
 
-    @functools.wraps(function)
-    def fast(*args: Any, **kwargs: Any) -> Any:
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        traced = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
-        rest: list[Any] = []  # the results' leaves, None in the place of an array
-        trees: list[Any] = []
-
-        def flat(*arrays: Any) -> list[Any]:
-            whole = list(leaves)
-            for i, array in zip(traced, arrays, strict=True):
-                whole[i] = array
-            args, kwargs = jax.tree.unflatten(tree, whole)
-            out, out_tree = jax.tree.flatten(function(*args, **kwargs))
-            rest[:], trees[:] = [None if isinstance(leaf, jax.Array) else leaf for leaf in out], [out_tree]
-            return [leaf for leaf in out if isinstance(leaf, jax.Array)]
-
-        closed = jax.make_jaxpr(flat)(*(leaves[i] for i in traced))
-        jaxpr = exchanged(closed.jaxpr, lambda eqn: _faster(eqn, choice, pools))
-        arrays = iter(jax.core.eval_jaxpr(jaxpr, closed.consts, *(leaves[i] for i in traced)))
-        return jax.tree.unflatten(trees[0], [next(arrays) if leaf is None else leaf for leaf in rest])
-
-    return fast
+    return with_exchanged(function, lambda eqn: _faster(eqn, choice, pools))
 
 
 def find_convolutions(closed_jaxpr: Any) -> list[ConvShape]:

@@ -28,6 +28,37 @@ def exchanged(jaxpr: Any, exchange: Exchange) -> Any:
     return jaxpr.replace(eqns=eqns)
 
 
+def with_exchanged(function: Callable[..., Any], exchange: Exchange) -> Callable[..., Any]:
+    """`function` with the equations of its jaxpr exchanged.
+
+    The JAX arrays among the arguments are traced, at each call, as `jax.jit` traces them; everything else (numbers,
+    strings, NumPy arrays) reaches `function` as it is.
+    """
+
+    @functools.wraps(function)
+    def fast(*args: Any, **kwargs: Any) -> Any:
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        traced = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+        rest: list[Any] = []  # the results' leaves, None in the place of an array
+        trees: list[Any] = []
+
+        def flat(*arrays: Any) -> list[Any]:
+            whole = list(leaves)
+            for i, array in zip(traced, arrays, strict=True):
+                whole[i] = array
+            args, kwargs = jax.tree.unflatten(tree, whole)
+            out, out_tree = jax.tree.flatten(function(*args, **kwargs))
+            rest[:], trees[:] = [None if isinstance(leaf, jax.Array) else leaf for leaf in out], [out_tree]
+            return [leaf for leaf in out if isinstance(leaf, jax.Array)]
+
+        closed = jax.make_jaxpr(flat)(*(leaves[i] for i in traced))
+        jaxpr = exchanged(closed.jaxpr, exchange)
+        arrays = iter(jax.core.eval_jaxpr(jaxpr, closed.consts, *(leaves[i] for i in traced)))
+        return jax.tree.unflatten(trees[0], [next(arrays) if leaf is None else leaf for leaf in rest])
+
+    return fast
+
+
 def inner_jaxprs(eqn: Any) -> Iterator[Any]:
     """The jaxprs that an equation computes."""
     if eqn.primitive.name in CALLS:

@@ -1,0 +1,44 @@
+"""Products of bfloat16 numbers in a function of float32 ones.
+
+Everything else stays float32: the sums of the products, activations, normalisation, loss, gradients, weights and the
+optimiser's state. Micikevicius et al., "Mixed Precision Training" (2018), with bfloat16's wide exponent, so that the
+loss needs no scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vmaptune.rewrite._walk import call_instead, with_exchanged
+
+PRODUCTS = ("dot_general", "conv_general_dilated")
+
+
+class InBfloat16:
+    """A product's primitive and parameters: operands rounded to bfloat16, the result float32."""
+
+    def __init__(self, eqn: Any):
+        self.primitive = eqn.primitive
+        self.params = {**eqn.params, "precision": None, "preferred_element_type": jnp.dtype(jnp.float32)}
+
+    def __call__(self, *operands: jax.Array) -> jax.Array:
+        return self.primitive.bind(*(x.astype(jnp.bfloat16) for x in operands), **self.params)
+
+
+def bfloat16_product(eqn: Any) -> Any:
+    """The equation to compute in the place of a product of float32 arrays; others as they are."""
+    if eqn.primitive.name not in PRODUCTS or any(v.aval.dtype != jnp.float32 for v in eqn.invars):
+        return eqn
+    return call_instead(eqn, f"bfloat16_{eqn.primitive.name}", (InBfloat16(eqn),))
+
+
+def with_bfloat16_products(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, such as one that returns a gradient, with its products in bfloat16.
+
+    Apply it after `jax.grad`: the gradient's products are exchanged then as well.
+    """
+    return with_exchanged(function, bfloat16_product)
