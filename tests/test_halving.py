@@ -390,7 +390,7 @@ def test_rules_rebuilt_from_the_ledger_in_any_order_decide_as_before(kind, seed)
         alive = [t for t in curves if t not in stopped]
         for t in alive:
             curves[t].append((step, float(rng.choice([rng.normal(), math.nan], p=[0.95, 0.05]))))
-        stopped |= set(segment(rules, step, alive))
+        stopped |= set(segment(rules, step, alive).stop)
     again = Rules(stopping, 2)
     for t in rng.permutation(9):
         again.restore(0, 16, int(t), curves[int(t)], int(t) in stopped)

@@ -353,6 +353,7 @@ def test_structure_is_chosen_by_measured_time_or_as_said(blobs, tmp_path):
         (["--rank", "best"], "rank must be one of"),
         (["--repeats", "0"], "repeats must be"),
         (["--method", "pbt", "--stopping", "asha"], "leave --stopping"),
+        (["--stopping", "hyperband", "--halving", "min_steps=99"], "at most the 36 steps"),
         (["--structure", "both"], "structure must be one of"),
         (["--ensemble", "0"], "ensemble must be"),
     ],

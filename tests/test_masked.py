@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 import vmaptune as vt
 from vmaptune.engine.alone import Alone
 from vmaptune.engine.program import LaneFunctions
-from vmaptune.experiment import find_statics, lane_arguments
+from vmaptune.experiment import Statics, find_statics, lane_arguments
 from vmaptune.nn._batch import padded_batch
 from vmaptune.nn._laws import LAWS
+from vmaptune.search.zoom import Scored, zoom
+from vmaptune.study._structure import within_padding
 from vmaptune.task import Hyperparameters
 
 MOST = {"width": 24, "depth": 3, "activation": ("relu", "tanh", "gelu")}
@@ -315,3 +317,17 @@ def test_a_loss_that_takes_the_mean_of_padded_batches_itself_makes_the_batch_siz
     statics = find_statics(experiment)
     assert statics.static == ("batch",)
     assert statics.structure == ("width", "depth")
+
+
+def test_a_zoom_that_expands_stays_within_the_padding():
+    first = vt.Space({"width": vt.randint(2, 8), "count": vt.randint(2, 8), "depth": vt.ordinal([1, 2])})
+    held = [Scored(i, {"width": n, "count": n, "depth": 2}, float(i)) for i, n in enumerate([8, 8, 8, 5, 8, 6])]
+    wider = zoom(first, first, held, expand=True)
+    assert wider["width"].high > 8
+    masked = Statics((), ("width", "count", "depth"), ("width", "depth"))
+    space, notes = within_padding(wider, first, masked)
+    assert (space["width"].high, space["count"], space["depth"]) == (8, wider["count"], wider["depth"])
+    assert wider["count"].high > 8
+    assert len(notes) == 1
+    assert "width: --expand stays within 2 and 8" in notes[0]
+    assert within_padding(wider, first, masked.with_static(["width"])) == (wider, [])

@@ -418,3 +418,44 @@ def test_padding_ties_with_minus_infinity_as_in_xla():
 def test_the_public_names_are_documented():
     for name in rewrite.__all__:
         assert getattr(rewrite, name).__doc__, name
+
+
+# ---- random bits -------------------------------------------------------------------------------------
+
+
+def drawn(seed):
+    key = jax.random.fold_in(jax.random.key(seed), 7)
+    a, b, c = jax.random.split(key, 3)
+    module_key = nnx.Rngs(a).params()
+    return {
+        "keys": jax.random.key_data(jax.random.split(a, (2, 3))),
+        "bits": jax.random.bits(b, (3, 5)),
+        "words": [jax.random.bits(b, (4,), dtype) for dtype in (jnp.uint8, jnp.uint16)],
+        "one": jax.random.uniform(c),
+        "none": jax.random.bits(c, (0, 4)),
+        "normal": jax.random.truncated_normal(module_key, -2, 2, (40, 7)),
+        "kept": jax.random.bernoulli(jax.random.fold_in(c, seed), 0.3, (5,)),
+        "order": jax.random.permutation(a, 9),
+        "whole": jax.random.randint(b, (4,), 0, 1000),
+        "other": jax.random.bits(jax.random.key(3, impl="rbg"), (2,)),
+    }
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4))
+@settings(max_examples=10, deadline=None, derandomize=True)
+def test_random_numbers_in_one_piece_are_jax_own_to_the_bit(seeds):
+    seeds = jnp.asarray(seeds, jnp.uint32)
+    closed, shape = jax.make_jaxpr(drawn, return_shape=True)(jax.ShapeDtypeStruct((), jnp.uint32))
+    new = rewrite.fit_for_cpu(closed.jaxpr)
+
+    def unrolled(seed):
+        return jax.tree.unflatten(jax.tree.structure(shape), jax.core.eval_jaxpr(new, closed.consts, seed))
+
+    for a, b in zip(jax.tree.leaves(jax.vmap(unrolled)(seeds)), jax.tree.leaves(jax.vmap(drawn)(seeds)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_random_bits_are_exchanged():
+    closed = jax.make_jaxpr(lambda seed: jax.random.normal(jax.random.key(seed), (3,)))(1)
+    assert "random_bits" in str(closed)
+    assert "random_bits" not in str(rewrite.fit_for_cpu(closed.jaxpr))

@@ -16,29 +16,8 @@ import jax
 import numpy as np
 
 from vmaptune.engine.gather import Gather
+from vmaptune.engine.jobs import Job, Leaving, Paused, Point
 from vmaptune.engine.program import NEVER, Program, Result
-
-
-@dataclass(frozen=True)
-class Job:
-    """A trial as the engine needs it."""
-
-    trial: int
-    seed: int  # uint32
-    settings: Mapping[str, Any]  # the traced ones
-    steps: int
-    keep: bool = False  # whether its final state is wanted
-
-
-@dataclass(frozen=True)
-class Point:
-    """One trial at the end of one segment."""
-
-    trial: int
-    step: int
-    loss: float  # mean training loss over the segment
-    metrics: dict[str, float]
-    bad: int | None  # the first step whose loss was not finite
 
 
 @dataclass
@@ -85,8 +64,9 @@ class Lanes:
       program: the group's compiled segment.
       capacity: the most lanes that may live at once (they are rounded up to whole calls).
       on_points: called with the points of each segment, in the order of the calls, on the host, while the next
-        one runs; returns the trials to stop, whose lanes become free. It may submit jobs.
+        one runs; returns the trials to stop, whose lanes become free, or what is `Leaving`. It may submit jobs.
       on_state: called with `(job, state)` for finished jobs with `keep`; numpy arrays of one lane.
+      on_pause: called with `(job, paused)` for each trial that `on_points` pauses; needs `prompt`.
       on_hungry: called when a lane is free and no job waits; it may submit jobs.
       prompt: whether points are always read before the lanes that they are of go on.
     """
@@ -96,13 +76,14 @@ class Lanes:
         program: Program,
         *,
         capacity: int,
-        on_points: Callable[[list[Point]], Collection[int]],
+        on_points: Callable[[list[Point]], Collection[int] | Leaving],
         on_state: Callable[[Job, Any], None] | None = None,
+        on_pause: Callable[[Job, Paused], None] | None = None,
         on_hungry: Callable[[], None] | None = None,
         prompt: bool = False,
     ):
         self.program, self.on_points, self.on_state = program, on_points, on_state
-        self.on_hungry, self.prompt = on_hungry, prompt
+        self.on_pause, self.on_hungry, self.prompt = on_pause, on_hungry, prompt
         self.capacity = capacity
         self._order = program.plan.filling_order()
         self._queue: deque[Job] = deque()
@@ -131,9 +112,10 @@ class Lanes:
         """Trials that wait for a lane."""
         return len(self._queue)
 
-    def submit(self, jobs: Iterable[Job]) -> None:
-        """Adds jobs to the queue, in their order."""
-        self._queue.extend(jobs)
+    def submit(self, jobs: Iterable[Job], *, first: bool = False) -> None:
+        """Adds jobs to the queue, in their order: behind those that wait, or `first`."""
+        jobs = list(jobs)
+        self._queue = deque([*jobs, *self._queue] if first else [*self._queue, *jobs])
         width = self.program.plan.width
         wanted = max(1, min(-(-(self.live + len(self._queue)) // width), self.capacity // width))
         while len(self._chunks) < wanted:
@@ -223,22 +205,39 @@ class Lanes:
         if not self._queue:
             return None
         closed = self._closed_tiles(chunk)
+        back: dict[int, Paused] = {}
         for i in self._order:
             lane = chunk.lanes[i]
             if lane.job is None and self._queue and i // self.program.plan.lanes not in closed:
                 self.refilled += lane.used
-                self._enter(chunk, i, self._queue.popleft(), 0)
-                fresh[i] = True
-        if not fresh.any():
+                job = self._queue.popleft()
+                self._enter(chunk, i, job, job.begun.done if job.begun else 0)
+                if job.begun:
+                    back[i] = job.begun
+                else:
+                    fresh[i] = True
+        if not fresh.any() and not back:
             return None
         chunk.limits = None
+        fresh[list(back)] = True
         if chunk.state is None:
             chunk.state = self.program.empty()
             _settle_idle_lanes(chunk, fresh, range(len(chunk.lanes)))
         elif self.program.functions.lockstep:
             _settle_idle_lanes(chunk, fresh, self._lanes_of(_tiles_of(fresh, self.program.plan.lanes)))
+        fresh[list(back)] = False
+        if back:
+            self._bring_back(chunk, back)
         self._put_settings(chunk)
-        return fresh
+        return fresh if fresh.any() else None
+
+    def _bring_back(self, chunk: _Chunk, back: Mapping[int, Paused]) -> None:
+        """Writes the states of trials that go on into their lanes: a copy on the host, which compiles nothing."""
+        leaves, tree = jax.tree.flatten(jax.tree.map(np.array, jax.device_get(chunk.state)))
+        for i, paused in back.items():
+            for leaf, value in zip(leaves, paused.leaves, strict=True):
+                leaf[i] = value
+        chunk.state = jax.tree.map(self.program.put, jax.tree.unflatten(tree, leaves))
 
     def _enter(self, chunk: _Chunk, i: int, job: Job, done: int) -> None:
         """Puts a trial into lane `i`, `done` steps after its start."""
@@ -343,15 +342,29 @@ class Lanes:
             points.append(Point(job.trial, done, float(result.loss[i]), metrics, None if bad == NEVER else bad))
             if bad != NEVER:
                 self.live_steps -= done - bad
-        stop = self.on_points(points)
-        if not stop:
+        leaving = self.on_points(points)
+        if not isinstance(leaving, Leaving):
+            leaving = Leaving(leaving)
+        if leaving.pause:
+            self._pause(pending.chunk, leaving.pause)
+        gone = {*leaving.stop, *leaving.pause}
+        if not gone:
             return
         for chunk in self._chunks:
             for lane in chunk.lanes:
-                if lane.job is not None and lane.job.trial in stop:
+                if lane.job is not None and lane.job.trial in gone:
                     lane.job, chunk.limits = None, None
         for waiting in self._pending:  # segments of a stopped trial that were under way are nobody's
-            waiting.owners[:] = [owner for owner in waiting.owners if owner[1].trial not in stop]
+            waiting.owners[:] = [owner for owner in waiting.owners if owner[1].trial not in gone]
+
+    def _pause(self, chunk: _Chunk, trials: Collection[int]) -> None:
+        """Takes the states of trials out of a call's lanes; it has not gone on since their points."""
+        assert self.prompt
+        assert self.on_pause is not None
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(chunk.state))]
+        for i, lane in enumerate(chunk.lanes):
+            if lane.job is not None and lane.job.trial in trials:
+                self.on_pause(lane.job, Paused(lane.done, tuple(np.array(leaf[i]) for leaf in leaves)))
 
 
 def _tiles_of(lanes: Sequence[Any] | np.ndarray, width: int) -> set[int]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -162,7 +163,7 @@ class LaneFunctions:
 
 def _as_arrays(tree: Any) -> Any:
     """Python numbers in a state become arrays, and weak types strong ones: a scan's carry must not change."""
-    return jax.tree.map(lambda x: x if is_key(x) else jax.lax.convert_element_type(x, x.dtype),
+    return jax.tree.map(lambda x: x if is_key(x) else lax.convert_element_type(x, x.dtype),
                         jax.tree.map(jnp.asarray, tree))  # fmt: skip
 
 
@@ -212,10 +213,13 @@ class Program:
         hp = {n: _shape((L,), s.dtype, self.by_lane) for n, s in self.traced.items()}
         seeds, fresh, limits = (_shape((L,), dtype, self.by_lane) for dtype in (jnp.uint32, jnp.bool_, jnp.int32))
         state, n = self.state_shapes(), _shape((), jnp.int32, self.everywhere)
+        # an accelerator would be idle with one lane
+        cpu = jax.default_backend() == "cpu"
+        fill = _fill_one_by_one(self.functions) if cpu else _device(_fill_tile(self.functions), self.plan)
         return [
-            (self._sharded(_fill_tile(self.functions), 5), (self.consts[0], state, hp, seeds, fresh)),
+            (self._sharded(fill, 5), (self.consts[0], state, hp, seeds, fresh)),
             (
-                self._sharded(_train_tile(self.functions, self.uneven), 6),
+                self._sharded(_device(_train_tile(self.functions, self.uneven), self.plan), 6),
                 (self.consts[1:], state, hp, seeds, limits, n),
             ),
         ]
@@ -234,12 +238,10 @@ class Program:
         self.compile_seconds = time.perf_counter() - started
         return both
 
-    def _sharded(self, tile: Callable[..., Any], count: int) -> Any:
-        """A tile's function of `count` arguments over all tiles and devices; the second one's buffers are given up."""
+    def _sharded(self, device: Callable[..., Any], count: int) -> Any:
+        """A device's function of `count` arguments over all devices; the second one's buffers are given up."""
         specs = [P(), *[P("lanes")] * 4, P()][:count]
-        whole = jax.shard_map(
-            _device(tile, self.plan), mesh=self.mesh, in_specs=tuple(specs), out_specs=P("lanes"), check_vma=False
-        )
+        whole = jax.shard_map(device, mesh=self.mesh, in_specs=tuple(specs), out_specs=P("lanes"), check_vma=False)
         return jax.jit(whole, donate_argnums=1)
 
     def state_shapes(self) -> Any:
@@ -285,7 +287,7 @@ def _device(tile: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
         )
 
         def run(t: Any, lanes: Any) -> Any:
-            mine = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, t, 0, keepdims=False), lanes)
+            mine = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, 0, keepdims=False), lanes)
             return tile(consts, *mine, *rest)
 
         shapes = jax.eval_shape(lambda: run(0, split)[1])
@@ -293,9 +295,9 @@ def _device(tile: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
 
         def one(t: Any, both: Any) -> Any:
             new = run(t, (both[0], *split[1:]))
-            return jax.tree.map(lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part, t, 0), both, new)
+            return jax.tree.map(lambda whole, part: lax.dynamic_update_index_in_dim(whole, part, t, 0), both, new)
 
-        both = jax.lax.fori_loop(0, plan.tiles, one, (split[0], results))
+        both = lax.fori_loop(0, plan.tiles, one, (split[0], results))
         return jax.tree.map(lambda a: a.reshape((plan.tiles * plan.lanes, *a.shape[2:])), both)
 
     return device
@@ -309,11 +311,26 @@ def _fill_tile(functions: LaneFunctions) -> Callable[..., Any]:
         return jax.tree.map(lambda new, old: jnp.where(fresh, new, old), first, lane)
 
     def tile(consts: Any, carry: Any, hp: Any, seeds: Any, fresh: Any) -> Any:
-        lanes = over_lanes(fill)
-        # the predicate is one for the tile, so this is a real branch
-        return jax.lax.cond(fresh.any(), lambda c: lanes(consts, c, hp, seeds, fresh), lambda c: c, carry), ()
+        return over_lanes(fill)(consts, carry, hp, seeds, fresh), ()
 
     return tile
+
+
+def _fill_one_by_one(functions: LaneFunctions) -> Callable[..., Any]:
+    """A device's fresh lanes initialised one after another, so that a refill takes no longer than its lanes do."""
+
+    def device(consts: Any, carry: Any, hp: Any, seeds: Any, fresh: Any) -> Any:
+        (places,) = jnp.nonzero(fresh, size=len(fresh), fill_value=0)
+
+        def one(i: Any, lanes: Any) -> Any:
+            place = places[i]
+            arrays, seed = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, place, 0, keepdims=False), (hp, seeds))
+            first = (pack(functions.init.call(consts, arrays, seed)), jnp.int32(0), jnp.int32(NEVER))
+            return jax.tree.map(lambda all_, new: lax.dynamic_update_index_in_dim(all_, new, place, 0), lanes, first)
+
+        return lax.fori_loop(0, fresh.sum(), one, carry), ()
+
+    return device
 
 
 def _train_tile(functions: LaneFunctions, uneven: bool) -> Callable[..., Any]:
@@ -330,10 +347,7 @@ def _train_tile(functions: LaneFunctions, uneven: bool) -> Callable[..., Any]:
                 )
                 new, after = pack(new), done + 1
                 if uneven:
-                    going = done < limit
-                    new, after, loss = jax.tree.map(
-                        lambda a, b: jnp.where(going, a, b), (new, after, loss), (state, done, jnp.float32(0))
-                    )
+                    new, after, loss = _either(done < limit, (new, after, loss), (state, done, jnp.float32(0)))
                 if functions.has_loss:
                     bad = jnp.where((bad == NEVER) & ~jnp.isfinite(loss), after, bad)
                 # worked out a step ahead: as part of the step, the compiler would repeat it for each use
@@ -341,8 +355,12 @@ def _train_tile(functions: LaneFunctions, uneven: bool) -> Callable[..., Any]:
                 return (new, after, bad, total + loss), alike
 
             first = functions.shared.call(shared_consts, start)
-            (state, done, bad, total), _ = jax.lax.fori_loop(0, n, body, ((*lane, jnp.float32(0)), first))
+            (state, done, bad, total), _ = lax.fori_loop(0, n, body, ((*lane, jnp.float32(0)), first))
+            # A lane that went wrong is frozen as it was at the segment's start: once a segment, since a choice in
+            # each step costs some percent of it, and since its state is spoilt a step before its loss shows it.
+            state = _either(bad == NEVER, state, lane[0])
             metrics = functions.evaluate.call(evaluate_consts, unpack(state, functions.key_kinds), arrays)
+            metrics = {name: jnp.where(bad == NEVER, value, jnp.nan) for name, value in metrics.items()}
             return (state, done, bad), Result(total / (done - lane[1]), bad, done, metrics)
 
         def live(carry: Any) -> Any:
@@ -353,7 +371,7 @@ def _train_tile(functions: LaneFunctions, uneven: bool) -> Callable[..., Any]:
             shapes = _result_shapes(functions)
             return carry, jax.tree.map(lambda s: jnp.zeros((len(limits), *s.shape), s.dtype), shapes)
 
-        return jax.lax.cond((carry[1] < limits).any(), live, idle, carry)  # one predicate, so a real branch
+        return lax.cond((carry[1] < limits).any(), live, idle, carry)  # one predicate, so a real branch
 
     return tile
 
@@ -365,6 +383,11 @@ def over_lanes(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.vmap(lambda *mine: function(alike, *mine))(*by_lane)
 
     return lanes
+
+
+def _either(good: Any, new: Any, old: Any) -> Any:
+    """`new` where `good`, else `old`, array by array."""
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
 
 def _result_shapes(functions: LaneFunctions) -> Result:

@@ -111,7 +111,11 @@ def _jitted(name: str, dtypes: tuple[Any, ...], function: Callable[..., Any], *f
     def call(*operands: Any) -> Any:
         out = function(*first, *operands)
         results = out if isinstance(out, (tuple, list)) else (out,)
-        return [lax.convert_element_type(r, dtype) for r, dtype in zip(results, dtypes, strict=True)]
+        # a key has no other type
+        return [
+            r if r.dtype == dtype else lax.convert_element_type(r, dtype)
+            for r, dtype in zip(results, dtypes, strict=True)
+        ]
 
     call.__name__ = name
     return jax.jit(call)

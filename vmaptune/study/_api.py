@@ -88,8 +88,10 @@ def run(
       expand: whether a zoom may leave the first space where the best trials lean on its bounds.
       plan: what to pin of the plan, e.g. "devices=2,lanes=16,every=50".
       lanes: the most lanes alive at once; more trials wait in a queue.
-      stopping: how trials are stopped early: "none" (the default), "asha" (asynchronous successive halving) or
-        "median". A stopped trial's lane is refilled with the next one.
+      stopping: how trials are stopped early: "none" (the default), "asha" (asynchronous successive halving), "sync"
+        (synchronous: a trial leaves its lane at a rung and goes on when the others have come to it, if it is among the
+        best), "hyperband" (several such brackets side by side, with later and later first rungs) or "median". A free
+        lane is refilled with the next trial.
       halving: the numbers of the rule, e.g. "eta=3,min_steps=100"; given alone it means "asha".
       repeats: how many seeds each setting of the search trains with; all of them count as trials.
       rank: how a setting's repeats are ranked: by their "mean" (the default), their "median", or "lower", a lower

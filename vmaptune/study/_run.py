@@ -32,7 +32,7 @@ from vmaptune.study._report import RoundReport
 from vmaptune.study._resume import COPY, last_moment, study_meta
 from vmaptune.study._saving import SAVE_EVERY, Interrupted, Saving
 from vmaptune.study._stopping import stopping_lanes
-from vmaptune.study._structure import Structure
+from vmaptune.study._structure import Structure, within_padding
 from vmaptune.study._training import Training
 
 Params = dict[str, Any]
@@ -83,6 +83,7 @@ class StudyRun:
         self.snapshot: Snapshot | None = None  # to go on from, until its round is reached
         self._rounds_finished = 0
         task = self.experiment.build()
+        options.stopping.check(lockstep=task.shared is not None)
         statics = find_statics(self.experiment, task, file)
         if options.ensemble:
             check_ensemble(self.experiment, task, statics, space, self._first_params())
@@ -307,6 +308,10 @@ class StudyRun:
             )
             return space
         finer = zoom(space, self.first, slice_, margin=self.options.margin, expand=self.options.expand)
+        if self.options.expand:
+            finer, notes = within_padding(finer, self.first, self.groups.statics)
+            for note in notes:
+                self.counts.warn(note)
         self._decide("zoom", {"slice": [s.trial for s in slice_], "space": finer.to_json()})
         return finer
 
@@ -396,6 +401,9 @@ class StudyRun:
                 self.ledger.finish_round(number)
             self._rounds_finished = self.counts.round + 1
             self.ledger.add_decision(self.counts.round, "lanes", self.counts.lane_summary())
+            if self.options.stopping.synchronous and self.counts.phase == "search":
+                for number in range(begun, self.counts.round + 1):
+                    self.ledger.add_decision(number, "brackets", self.training.rules.tables(number))
             if self.options.repeats > 1:
                 self.ledger.add_decision(self.counts.round, "spread", self._spread(rows))
             # rounds that flowed into one another have one course of the lanes, which began with the first of them

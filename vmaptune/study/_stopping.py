@@ -7,15 +7,25 @@ like. What a rule holds depends on the values recorded, not on their order, so i
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vmaptune.engine.plan import Plan
 from vmaptune.errors import InputError
-from vmaptune.search.halving import Halving, HalvingRule, MedianRule, MedianStopping, Report, parse_halving
+from vmaptune.search.brackets import BracketRule, Verdict, bracket_tables
+from vmaptune.search.halving import (
+    Halving,
+    HalvingRule,
+    MedianRule,
+    MedianStopping,
+    Report,
+    hyperband,
+    parse_halving,
+)
 
-STOPPING = ("none", "asha", "median")
+SYNCHRONOUS = ("sync", "hyperband")
+STOPPING = ("none", "asha", *SYNCHRONOUS, "median")
 DEFAULT_ETA = 3
 DEFAULT_RUNGS = 3  # below the end, where `min_steps` is not given: steps / eta^3
 LANES = 64  # where nothing else is said: more lanes start more trials before a rung has results to judge by
@@ -37,10 +47,32 @@ class Stopping:
     def __bool__(self) -> bool:
         return self.kind != "none"
 
+    @property
+    def synchronous(self) -> bool:
+        """Whether trials wait for one another at a rung."""
+        return self.kind in SYNCHRONOUS
+
+    def check(self, *, lockstep: bool) -> None:
+        """Raises InputError where trials must wait, but lanes that share their order of the data cannot."""
+        if self.synchronous and lockstep:
+            raise InputError(
+                f"--stopping {self.kind} lets trials go on after a wait, but with order='shared' those of a tile must "
+                f"begin together; take --stopping asha, or leave the order out of the Experiment"
+            )
+
     def first_rung(self, steps: int) -> int:
         """Steps before which no trial is stopped for its value."""
+        least = self._least(steps)
+        return hyperband(steps, self.eta, min_steps=least)[0][0][1] if self.synchronous else least
+
+    def brackets(self, trials: Sequence[int], steps: int, every: int) -> BracketRule:
+        """The rule of synchronous brackets for trials of so many steps, in segments of `every`."""
+        return BracketRule(bracket_tables(self.kind, trials, steps, self.eta, self._least(steps), every))
+
+    def _least(self, steps: int) -> int:
         if self.min_steps is None:
-            return max(1, -(-steps // self.eta**DEFAULT_RUNGS))
+            part = self.eta**DEFAULT_RUNGS
+            return max(1, steps // part if self.synchronous else -(-steps // part))
         if self.min_steps > steps:
             raise InputError(
                 f"--halving: min_steps must be at most the {steps} steps of a trial, but got {self.min_steps}; "
@@ -66,49 +98,81 @@ class Stopping:
         return math.ceil(first / max(1, math.ceil(first / every)))
 
 
+Rule = HalvingRule | MedianRule | BracketRule
+
+
 @dataclass
 class Rules:
-    """The rules of a study's rounds."""
+    """The rules of a study's rounds.
+
+    Args:
+      roster: the trials of a round that have so many steps, in their order.
+    """
 
     stopping: Stopping
     every: int  # steps of a segment
-    _rules: dict[tuple[int, int], HalvingRule | MedianRule] = field(default_factory=dict)
+    roster: Callable[[int, int], list[int]] = lambda round, steps: []
+    _rules: dict[tuple[int, int], Rule] = field(default_factory=dict)
 
-    def rule(self, round: int, steps: int) -> HalvingRule | MedianRule:
+    def rule(self, round: int, steps: int) -> Rule:
         """The rule for a round's trials of so many steps."""
         key = (round, steps)
         if key not in self._rules:
             first = self.stopping.first_rung(steps)
             if self.stopping.kind == "median":
                 self._rules[key] = MedianStopping(grace_steps=first).rule()
+            elif self.stopping.synchronous:
+                self._rules[key] = self.stopping.brackets(self.roster(round, steps), steps, self.every)
             else:
                 self._rules[key] = Halving(self.stopping.eta, first).rule(steps, every=self.every)
         return self._rules[key]
 
+    def tables(self, round: int) -> list[dict[str, Any]]:
+        """The brackets of a round so far: their rungs `[trials, steps]`, and their trials."""
+        return [
+            {"steps": steps, "rungs": [list(rung) for rung in table], "trials": trials}
+            for (of, steps), rule in self._rules.items()
+            if of == round and isinstance(rule, BracketRule)
+            for table, trials in rule.brackets
+        ]
+
     def restore(self, round: int, steps: int, trial: int, curve: Sequence[tuple[int, float]], stopped: bool) -> None:
         """Takes in what the ledger holds of a trial: its (step, value) reports, and whether it was stopped. When this
-        has been done for all trials, in any order, the rules decide as if they had never been away."""
+        has been done for all trials, in any order, and they are `settled`, the rules decide as if they had never been
+        away."""
         rule = self.rule(round, steps)
         for step, value in curve:
             rule.record(trial, step, value)
         if stopped:
             rule.stopped.add(trial)
 
-    def decide(self, round: int, steps: int, reports: Sequence[Report]) -> dict[int, str]:
-        """Records what a segment says of trials; returns those to stop, each with the reason."""
+    def settled(self) -> None:
+        """Takes again the decisions that were taken before; called when all trials have been restored."""
+        for rule in self._rules.values():
+            if isinstance(rule, BracketRule):
+                rule.settle()
+
+    def decide(self, round: int, steps: int, reports: Sequence[Report]) -> Verdict:
+        """Records what a segment says of trials; returns what becomes of them."""
         rule = self.rule(round, steps)
+        if isinstance(rule, BracketRule):
+            return rule.report_all(reports)
         if isinstance(rule, MedianRule):
-            return {
-                trial: f"stopped at step {step}: its best value is worse than the median of the others' averages"
-                for trial, step, value in reports
-                if rule.report(trial, step, value)
+            return Verdict(
+                {
+                    trial: f"stopped at step {step}: its best value is worse than the median of the others' averages"
+                    for trial, step, value in reports
+                    if rule.report(trial, step, value)
+                }
+            )
+        return Verdict(
+            {
+                trial: f"stopped at step {step}: not among the best 1 in {self.stopping.eta} of the "
+                f"{len(rule.results[rule.reached[trial].rung])} trials there"
+                for (trial, step, _), stop in zip(reports, rule.report_all(reports), strict=True)
+                if stop
             }
-        return {
-            trial: f"stopped at step {step}: not among the best 1 in {self.stopping.eta} of the "
-            f"{len(rule.results[rule.reached[trial].rung])} trials there"
-            for (trial, step, _), stop in zip(reports, rule.report_all(reports), strict=True)
-            if stop
-        }
+        )
 
 
 def stopping_lanes(options: Any) -> int:

@@ -166,3 +166,20 @@ class Structure:
 
     def _steps(self, settings: Sequence[Mapping[str, Any]]) -> int:
         return self.experiment.total_steps(settings[0])
+
+
+def within_padding(space: Space, first: Space, statics: Statics) -> tuple[Space, list[str]]:
+    """A zoom's space without what has left the first one of the settings that masked layers read, whose arrays are
+    padded to the first one's largest value; and what to say of that."""
+    notes = []
+    for name in statics.structure:
+        now, then = space[name], first[name]
+        if name not in statics.traced or now.low is None or now.high is None or then.low is None or then.high is None:
+            continue
+        if now.low < then.low or now.high > then.high:
+            space = space.replace(**{name: now.with_bounds(max(now.low, then.low), min(now.high, then.high))})
+            notes.append(
+                f"{name}: --expand stays within {then.low} and {then.high}, because masked layers are padded to the "
+                f"space's largest value; widen it in the space, or take --structure groups"
+            )
+    return space, notes

@@ -17,9 +17,11 @@ import jax
 import numpy as np
 
 from vmaptune.engine import moments
-from vmaptune.engine.lanes import Job, Lanes, Point
+from vmaptune.engine.jobs import Job, Leaving, Paused, Point
+from vmaptune.engine.lanes import Lanes
 from vmaptune.engine.program import pack
 from vmaptune.experiment import Experiment
+from vmaptune.search.brackets import Verdict
 from vmaptune.search.zoom import Scored
 from vmaptune.store.checkpoints import Snapshot
 from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
@@ -55,8 +57,10 @@ class Training:
         self.rows: dict[int, TrialRow] = {}  # of all rounds
         self.occupancy = Occupancy()  # of the last round
         self.states: dict[int, Any] = {}  # final states of trials with `keep`
-        self.rules = Rules(options.stopping, 1)
+        self.paused: dict[int, Paused] = {}  # trials that wait for others at a rung, or for a lane after that
+        self.rules = Rules(options.stopping, 1, self._roster)
         self.lanes: dict[int, Lanes] = {}  # by group, of the trials that train now
+        self._keeps = False  # whether their final states are wanted
         self._saved: Snapshot | None = None  # whose states were not asked for yet
 
     def train(self, rows: Sequence[TrialRow], keep: bool = False, snapshot: Snapshot | None = None) -> list[TrialRow]:
@@ -67,7 +71,7 @@ class Training:
         Raises:
           Interrupted: somebody asked to stop; the moment was saved.
         """
-        self.lanes = {}
+        self.lanes, self._keeps = {}, keep
         share = len({self.groups.of(row.params).number for row in rows})
         self.rules.every = max(group.plan.every for group in self.groups)
         if snapshot is None:
@@ -121,12 +125,15 @@ class Training:
             arrays |= {f"lanes{number}.{name}": array for name, array in part.items()}
         for trial, state in self.states.items():
             arrays |= {f"state{trial}.{i}": np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+        for trial, paused in self.paused.items():
+            arrays |= {f"paused{trial}.{i}": leaf for i, leaf in enumerate(paused.leaves)}
         plain = {
             "round": self.counts.round,
             "ended": ended,
             "time": time.time(),
             "lanes": [[number, part] for number, (part, _) in found.items()],
             "states": list(self.states),
+            "paused": [[trial, paused.done, len(paused.leaves)] for trial, paused in self.paused.items()],
             "seconds": self.counts.seconds,
             "lane_counts": [self.counts.lane_steps, self.counts.live_steps, self.counts.refilled],
         }
@@ -134,6 +141,8 @@ class Training:
 
     def _restore_lanes(self, snapshot: Snapshot, keep: bool, share: int) -> None:
         """Puts the trials that were under way back into their lanes, and tells the rules what they knew."""
+        for trial, done, n in snapshot.plain.get("paused", []):
+            self.paused[trial] = Paused(done, tuple(snapshot.arrays[f"paused{trial}.{i}"] for i in range(n)))
         running = [row for row in self.rows.values() if row.state == State.RUNNING]
         jobs = {row.trial: self.job(row, keep) for row in running}
         jobs |= {row.trial: self.job(row, keep) for row in self.rows.values() if row.round == self.counts.round}
@@ -150,15 +159,19 @@ class Training:
                     seen = [(p.step, self.counts.sign * v) for p, v in zip(curve, values, strict=True)]
                     steps = self.experiment.total_steps(row.params)
                     self.rules.restore(row.round, steps, trial, seen, row.state == State.STOPPED)
+            self.rules.settled()
         self.counts.lanes = list(self.lanes.values())
         self.counts.submitted = len(self.rows)
 
     def restore(self, snapshot: Snapshot | None) -> None:
         """What the ledger and, if there is one, the snapshot say of the trials so far."""
-        steps = {trial: points[-1].step for trial, points in self.ledger.curves()}
+        last = {trial: points[-1] for trial, points in self.ledger.curves()}
         for row in self.ledger.trials():
-            if row.state == State.RUNNING:
-                row = replace(row, steps=steps.get(row.trial, 0))
+            if row.state == State.RUNNING and row.trial in last:
+                point = last[row.trial]
+                row = replace(row, steps=point.step, value=point.value, metrics=point.metrics)
+            elif row.state == State.RUNNING:
+                row = replace(row, steps=0)
             else:
                 self._count(row)
             self.counts.steps_seen += row.steps
@@ -194,7 +207,13 @@ class Training:
     def job(self, row: TrialRow, keep: bool) -> Job:
         """A trial as its lane receives it."""
         settings = self.groups.lane_values(row.params)
-        return Job(row.trial, row.seed, settings, self.experiment.total_steps(row.params), keep)
+        steps = self.experiment.total_steps(row.params)
+        return Job(row.trial, row.seed, settings, steps, keep, self.paused.get(row.trial))
+
+    def _roster(self, round: int, steps: int) -> list[int]:
+        """The trials of a round that have so many steps."""
+        rows = (row for row in self.rows.values() if row.round == round)
+        return [row.trial for row in rows if self.experiment.total_steps(row.params) == steps]
 
     def _lanes(self, group: Group, share: int) -> Lanes:
         capacity = self.options.lanes or group.capacity // share
@@ -205,35 +224,45 @@ class Training:
             capacity=max(capacity, group.plan.width),
             on_points=self._record,
             on_state=lambda job, state: self.states.__setitem__(job.trial, state),
+            on_pause=lambda job, paused: self.paused.__setitem__(job.trial, paused),
             on_hungry=self.feed if self.options.stopping else None,
             prompt=bool(self.options.stopping),
         )
 
-    def _record(self, points: list[Point]) -> list[int]:
-        """One segment of one call into the ledger, in one transaction; returns the trials to stop."""
+    def _record(self, points: list[Point]) -> Leaving:
+        """One segment of one call into the ledger, in one transaction; returns the trials that leave their lanes."""
         curve, ended, stop = [], [], []
-        losing = self._losing(points) if self.options.stopping else {}
+        verdict = self._verdict(points) if self.options.stopping else Verdict()
+
+        def end(row: TrialRow, state: State, reason: str | None) -> None:
+            row = replace(row, state=state, reason=reason)
+            self.rows[row.trial] = row
+            self._count(row)
+            ended.append(TrialResult(row.trial, state, reason, row.steps, row.value, row.metrics))
+
         for point in points:
             value = point.metrics[self.experiment.objective]
             reason = infeasible(point, value)
             curve.append(CurvePoint(point.trial, point.step, point.loss, value, point.metrics))
             row = self.rows[point.trial]
             self.counts.steps_seen += point.step - row.steps
+            self.paused.pop(point.trial, None)  # it was in a lane again
+            row = self.rows[row.trial] = replace(row, steps=point.step, value=value, metrics=point.metrics)
             steps = self.experiment.total_steps(row.params)
-            state = State.INFEASIBLE
-            if reason is None and point.step < steps:
-                if point.trial not in losing:
-                    self.rows[row.trial] = replace(row, steps=point.step)
-                    continue
-                state, reason = State.STOPPED, losing[point.trial]
-            elif reason is None:
-                state = State.COMPLETE
-            row = replace(row, state=state, reason=reason, steps=point.step, value=value, metrics=point.metrics)
-            self.rows[row.trial] = row
-            self._count(row)
-            ended.append(TrialResult(row.trial, state, reason, point.step, value, point.metrics))
+            if reason is not None:
+                end(row, State.INFEASIBLE, reason)
+            elif point.step >= steps:
+                end(row, State.COMPLETE, None)
+            elif point.trial in verdict.stop:
+                end(row, State.STOPPED, verdict.stop[point.trial])
+            else:
+                continue
             if point.step < steps:
                 stop.append(point.trial)
+        for trial, reason in verdict.stop.items():  # that waited, and have lost by what came now
+            if self.rows[trial].state == State.RUNNING:
+                del self.paused[trial]
+                end(self.rows[trial], State.STOPPED, reason)
         with self.ledger.transaction():
             self.ledger.add_curve_points(curve)
             self.ledger.finish_trials(ended)
@@ -241,10 +270,13 @@ class Training:
             if beat is not None:
                 self.ledger.set_meta(HEARTBEAT, beat)
         self.counts.tell()
-        return stop
+        for trial in verdict.go:
+            row = self.rows[trial]
+            self.lanes[self.groups.of(row.params).number].submit([self._job(row, self._keeps)], first=True)
+        return Leaving(stop, verdict.wait)
 
-    def _losing(self, points: Sequence[Point]) -> dict[int, str]:
-        """The trials that the round's rule stops, each with the reason."""
+    def _verdict(self, points: Sequence[Point]) -> Verdict:
+        """What the rounds' rules say of a segment's trials, and of those that waited for them."""
         reports: dict[tuple[int, int], list[tuple[int, int, float]]] = {}
         for point in points:
             row = self.rows[point.trial]
@@ -254,7 +286,12 @@ class Training:
             value = math.nan if infeasible(point, value) else self.counts.sign * value
             key = row.round, self.experiment.total_steps(row.params)
             reports.setdefault(key, []).append((point.trial, point.step, value))
-        return {t: why for key, found in reports.items() for t, why in self.rules.decide(*key, found).items()}
+        found = [self.rules.decide(*key, of_rule) for key, of_rule in reports.items()]
+        return Verdict(
+            {trial: why for each in found for trial, why in each.stop.items()},
+            tuple(trial for each in found for trial in each.wait),
+            tuple(trial for each in found for trial in each.go),
+        )
 
     def _count(self, row: TrialRow) -> None:
         counts = self.counts
