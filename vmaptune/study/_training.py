@@ -272,7 +272,7 @@ class Training:
         self.counts.tell()
         for trial in verdict.go:
             row = self.rows[trial]
-            self.lanes[self.groups.of(row.params).number].submit([self._job(row, self._keeps)], first=True)
+            self.lanes[self.groups.of(row.params).number].submit([self.job(row, self._keeps)], first=True)
         return Leaving(stop, verdict.wait)
 
     def _verdict(self, points: Sequence[Point]) -> Verdict:
