@@ -14,9 +14,10 @@ from pathlib import Path
 from _report import row
 from _studies import Bench, digest, fresh, run
 
-from vmaptune.errors import InputError, VmaptuneError
+from vmaptune.errors import InputError, StudyError, VmaptuneError
 from vmaptune.store.checkpoints import Checkpoints
 from vmaptune.store.ledger import Ledger, LedgerReader
+from vmaptune.store.rescue import rescue
 from vmaptune.store.weights import load_weights
 from vmaptune.study._resume import COPY, code_of
 
@@ -71,6 +72,44 @@ def rows(bench: Bench, each: int) -> list[dict]:
                     same_bits=tally["gone_on_same"], refused_by_name=tally["gone_on_named"])
             )  # fmt: skip
     return found
+
+
+def rescues(bench: Bench, each: int) -> None:
+    """What `rescue` saves of damaged ledgers: rows that were written, and no other."""
+    tally = bench.tally("rescue")
+    whole = (bench.reference / "study.db").read_bytes()
+    true = written(bench.reference)
+    for i in range(tally["tries"], 2 * each):
+        if bench.over:
+            return
+        draw = random.Random(f"rescue {i}")
+        copy = fresh(bench.place / "damaged")
+        shutil.copytree(bench.reference, copy)
+        (copy / "study.db").write_bytes(flipped(whole, draw) if i % 2 else whole[: draw.randrange(len(whole))])
+        try:
+            found = rescue(copy, fresh(bench.place / "rescued"))
+        except StudyError as error:
+            tally.add(tries=1, nothing=1, good="nothing to rescue" in str(error))
+        else:
+            there = written(bench.place / "rescued")
+            good = there[0] <= true[0] and there[1] <= true[1] and found.kept["trials"] == len(there[0])
+            tally.add(tries=1, good=good, rows=len(there[0]) + len(there[1]), of=len(true[0]) + len(true[1]))
+        tally.keep()
+
+
+def rescue_rows(bench: Bench, each: int) -> list[dict]:
+    tally = bench.tally("rescue")
+    return [] if not tally else [
+        row(f"rescue of a study.db, cut or flipped: rows that were written and no other, of {2 * each}",
+            tally["good"], f"{2 * each}", tally["good"] == 2 * each, nothing_left=tally["nothing"],
+            share_of_rows_saved=tally["rows"] / max(1, tally["of"])),
+    ]  # fmt: skip
+
+
+def written(study: Path) -> tuple[set[str], set[str]]:
+    """A study's trials and curve points."""
+    with LedgerReader.open(study) as reader:
+        return {repr(t) for t in reader.trials()}, {repr(p) for _, curve in reader.curves() for p in curve}
 
 
 def studies(bench: Bench) -> dict[str, Path]:

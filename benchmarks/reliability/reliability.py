@@ -34,6 +34,7 @@ from _studies import Bench
 PARTS: dict[str, tuple[Callable[[Bench, int], None], Callable[[Bench, int], list[dict]], int]] = {
     "kills": (_kills.kills, _kills.rows, 200),
     "damage": (_damage.damage, _damage.rows, 100),
+    "rescue": (_damage.rescues, _damage.rescue_rows, 100),
     "disk": (_disk.full_disk, _disk.rows, 20),
     "writers": (_writers.two_writers, _writers.rows, 20),
     "bad": (_numbers.bad_numbers, _numbers.rows, 50),

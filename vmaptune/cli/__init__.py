@@ -11,11 +11,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vmaptune.cli import _export, _look, _new, _panda, _report, _search, _watch
+from vmaptune.cli import _export, _look, _new, _panda, _report, _rescue, _search, _watch
 from vmaptune.cli._common import FAILED, INTERRUPTED, MISTAKE, OK
 from vmaptune.errors import InputError, VmaptuneError
 
-FAMILIES = (_search, _panda, _watch, _look, _report, _export, _new)  # in the order in which --help lists their commands
+FAMILIES = (
+    _search,
+    _panda,
+    _watch,
+    _look,
+    _report,
+    _export,
+    _rescue,
+    _new,
+)  # in the order in which --help lists their commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:

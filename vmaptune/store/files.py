@@ -19,7 +19,8 @@ def write_whole(path: str | Path, *parts: bytes | memoryview) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
+        beside.unlink(missing_ok=True)
+        with beside.open("xb") as file:  # a link that lies in wait is not written through
             for part in parts:
                 file.write(part)
             file.flush()
@@ -32,6 +33,18 @@ def write_whole(path: str | Path, *parts: bytes | memoryview) -> None:
         raise StudyError(
             f"{path} cannot be written: {reason}; what was there before is kept. Check the disk's space and rights"
         ) from error
+
+
+def inside(directory: str | Path, name: str) -> Path:
+    """The file or folder of this name in a study's directory.
+
+    Raises:
+      StudyError: it is a link, so that it may lead out of the study.
+    """
+    path = Path(directory) / name
+    if path.is_symlink():
+        raise StudyError(f"{path} is a link, and what a study keeps stays inside it; remove the link")
+    return path
 
 
 def remove_parts(*folders: Path) -> None:

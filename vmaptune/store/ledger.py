@@ -5,13 +5,14 @@
 
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from vmaptune.errors import InputError, StudyError
 from vmaptune.store.encoding import encode_float, encode_text, to_json
+from vmaptune.store.files import inside
 from vmaptune.store.lock import Lock
 from vmaptune.store.migrations import migrate
 from vmaptune.store.reader import LedgerReader, Reading, check, check_tally, connect, has_file
@@ -123,6 +124,7 @@ class Ledger(Reading):
         another process is writing it."""
         directory = Path(directory)
         LedgerReader.open(directory).close()
+        inside(directory, FILE_NAME)
         try:
             lock = Lock.take(directory)
         except OSError as error:
@@ -298,6 +300,14 @@ class Ledger(Reading):
             for table, changes in again.items():
                 for row in self._rows(table, "WHERE ended > ?", int(seq)):
                     self._put(table, [self._changed_row(table, row, changes | {"ended": None})], replace=True)
+
+    def adopt(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Whole rows of another ledger, without their sums, as they are: with their numbers too."""
+        found = [tuple(row) for row in rows]
+        self._add(table, found)
+        for row in found:
+            named = dict(zip(COLUMNS[table], row, strict=True))
+            self.seq = max(self.seq, named.get("seq") or 0, named.get("ended") or 0)
 
     def _next(self) -> int:
         self.seq += 1

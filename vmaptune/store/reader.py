@@ -1,5 +1,6 @@
 """Reading a study: beside a running writer, after a killed one, and from a read-only directory."""
 
+import shlex
 import shutil
 import sqlite3
 import tempfile
@@ -314,8 +315,9 @@ def check_tally(reading: Reading) -> None:
 
 def unreadable(directory: Path, why: object) -> StudyError:
     return StudyError(
-        f"{directory / FILE_NAME} cannot be read: {why}; if it is damaged, restore it from a copy, or run the "
-        f"study again with another --out. {_left(directory)}"
+        f"{directory / FILE_NAME} cannot be read: {why}; if it is damaged, restore it from a copy, save what can be "
+        f"saved (python -m vmaptune rescue {shlex.quote(str(directory))} --to NEW), or run the study again with "
+        f"another --out. {_left(directory)}"
     )
 
 
@@ -325,7 +327,7 @@ def _left(directory: Path) -> str:
     models = len(list((directory / "best").glob("*.weights"))) if (directory / "best").is_dir() else 0
     found = [f"the trials of the rounds that ended, in {table}"] if table.exists() else []
     found += [f"{models} trained models in {directory / 'best'}"] if models else []
-    return "What can be saved: " + (" and ".join(found) if found else "nothing beside it yet")
+    return "What is beside it: " + (" and ".join(found) if found else "nothing yet")
 
 
 def _connect(path: Path) -> "tuple[sqlite3.Connection, tempfile.TemporaryDirectory[str] | None]":

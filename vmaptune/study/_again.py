@@ -13,6 +13,7 @@ from vmaptune.experiment import Experiment, LoadedExperiment, load_experiment
 from vmaptune.space import Space
 from vmaptune.store.ledger import FILE_NAME, Ledger, LedgerReader, already_there
 from vmaptune.store.reader import has_file
+from vmaptune.store.rescue import RESCUED
 from vmaptune.study._budget import recorded_budget
 from vmaptune.study._options import Options
 from vmaptune.study._progress import Listener, Silent
@@ -171,13 +172,18 @@ def open_unfinished(directory: Path, *, insist: bool) -> Ledger | None:
         return None
     try:
         with LedgerReader.open(directory) as reader:
-            finished = reader.finished()
+            finished, rescued = reader.finished(), RESCUED in reader.meta()
     except StudyError:
         if insist:
             raise
         return None  # what is there is not touched: Ledger.create says so
     if finished:
         raise already_there(directory)
+    if rescued:
+        raise InputError(
+            f"{directory} was rescued from a damaged study and may lack rows, so it cannot be gone on with; run the "
+            f"experiment again with another --out"
+        )
     return Ledger.open(directory)
 
 

@@ -30,7 +30,7 @@ from vmaptune.space import Space
 from vmaptune.store.ledger import CurvePoint
 from vmaptune.study._again import check_save_every, finish, going_on, open_unfinished, resolve_experiment
 from vmaptune.study._budget import CHANGEABLE, change_budget
-from vmaptune.study._options import Options, options_for
+from vmaptune.study._options import Options, default_directory, options_for
 from vmaptune.study._population import copies_of
 from vmaptune.study._progress import Listener, Silent
 from vmaptune.study._resume import check_code, check_options
@@ -121,7 +121,7 @@ def run(
         experiment = experiment.with_changes(space=changed_space(experiment.space, changes))
     check_save_every(save_every)
     name = source.name if source else experiment.name or "study"
-    directory = Path(out) if out is not None else Path("runs") / name
+    directory = Path(out) if out is not None else default_directory(name)
     given = {
         "trials": trials, "rounds": rounds, "steps": steps, "seed": seed, "keep": keep, "method": method,
         "expand": expand or None, "plan": parse_plan(plan) if plan else None, "lanes": lanes,

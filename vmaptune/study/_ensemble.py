@@ -16,6 +16,7 @@ from vmaptune.experiment import Experiment, Statics, kind_for, lane_arguments, l
 from vmaptune.experiment._predict import inputs_of, metrics_of, predict
 from vmaptune.search.ensemble import Ensemble, greedy_ensemble
 from vmaptune.space import Space
+from vmaptune.store.files import inside
 from vmaptune.store.ledger import TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.weights import save_weights
@@ -137,7 +138,7 @@ def choose_ensemble(training: Training, directory: Path, size: int) -> dict[str,
     for row in members:
         state = training.states[row.trial]
         save_weights(
-            directory / "best" / f"ensemble-{row.trial}.weights",
+            inside(directory, "best") / f"ensemble-{row.trial}.weights",
             plain_tree({part: state[part] for part in ("params", "rest")}),
         )
     return found

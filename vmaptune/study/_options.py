@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,13 @@ LEFT_OUT = {
     "repeats": "one seed a setting",
     "ensemble": "none",
 }
+
+
+def default_directory(name: str) -> Path:
+    """Where a study goes that was given no directory. Raises InputError for a name that would lead elsewhere."""
+    if any(c in "/\\:" or not c.isprintable() for c in name) or name.strip(". ") == "":
+        raise InputError(f"the experiment's name, {name!r}, cannot name a directory; rename it, or give --out DIR")
+    return Path("runs") / name
 
 
 @dataclass(frozen=True)

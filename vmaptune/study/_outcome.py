@@ -14,6 +14,7 @@ import numpy as np
 from vmaptune.experiment import Data
 from vmaptune.search.confirm import Confirmed
 from vmaptune.search.zoom import Scored
+from vmaptune.store.files import inside
 from vmaptune.store.ledger import TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.weights import save_weights
@@ -124,12 +125,13 @@ def save_models(training: Training, directory: Path, winner: Scored | None, conf
     if not confirmed:
         best_of = {winner.trial: best_of[winner.trial]} if winner.trial in best_of else {}
     saved: dict[str, int] = {}
+    folder = inside(directory, "best")
     for of, row in best_of.items():
         name = "best" if of == winner.trial else f"trial-{of}"
         state = training.states[row.trial]
         is_model = training.experiment.task is None
         kept = {part: state[part] for part in ("params", "rest")} if is_model else state
-        save_weights(directory / "best" / f"{name}.weights", plain_tree(kept))
+        save_weights(folder / f"{name}.weights", plain_tree(kept))
         saved[name] = row.trial
     return saved
 

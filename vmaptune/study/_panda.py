@@ -30,10 +30,11 @@ from vmaptune.experiment import (
 )
 from vmaptune.search.sampler import trial_seed
 from vmaptune.space import Space
+from vmaptune.store.files import inside
 from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.weights import save_weights
-from vmaptune.study._options import Options
+from vmaptune.study._options import Options, default_directory
 from vmaptune.study._outcome import plain_tree
 from vmaptune.study._study import Study, load
 from vmaptune.study._training import infeasible
@@ -250,7 +251,7 @@ class Panda:
         if complete:
             packed = jax.tree.map(np.asarray, jax.device_get(self._state))
             kept = packed if self.experiment.task is not None else {part: packed[part] for part in ("params", "rest")}
-            save_weights(self.directory / "best" / "best.weights", plain_tree(kept))
+            save_weights(inside(self.directory, "best") / "best.weights", plain_tree(kept))
         with self.ledger.transaction():
             self.ledger.set_meta("weights", {"best": self.trial} if complete else {})
             self.ledger.set_meta("result", self._result(complete))
@@ -376,7 +377,7 @@ def panda(
     if not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise InputError(f"seed must be a whole number from 0 to 2^31 - 1, but got {seed!r}; leave --seed out")
     name = source.name if source else plain.name or "model"
-    directory = Path(out) if out is not None else _free(Path("runs") / f"{name}-panda")
+    directory = Path(out) if out is not None else _free(default_directory(f"{name}-panda"))
     return Panda(plain, values, seed=seed, steps=steps, directory=directory, source=source, origin=origin)
 
 

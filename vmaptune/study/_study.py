@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -165,13 +166,20 @@ class Study:
                 f"{origin['path'] or '(it was run from Python)'} is not there; bring it back, or pass "
                 f"experiment=... from Python"
             )
-        loaded = load_experiment(origin.get("spec") or origin["path"])
-        if loaded.sha256 != origin["sha256"]:
+        path = Path(origin["path"])
+        if not path.is_absolute() or path.resolve().is_relative_to(self.directory.resolve()):
             raise InputError(
-                f"{origin['path']} has changed since the study ran (sha256 {loaded.sha256[:12]}, then "
-                f"{origin['sha256'][:12]}); bring the old one back, or pass experiment=... to use another"
+                f"{self.directory}: its experiment's file, {path}, is not outside the study, and what a study holds is "
+                f"not run; pass experiment=... from Python"
             )
-        return loaded.experiment
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != origin["sha256"]:  # before any of it runs
+            raise InputError(
+                f"{path} has changed since the study ran (sha256 {digest[:12]}, then {origin['sha256'][:12]}); "
+                f"bring the old one back, or pass experiment=... to use another"
+            )
+        name = str(origin.get("spec") or "").partition(".py:")[2]
+        return load_experiment(f"{path}:{name}" if name else path).experiment
 
     @property
     def plot(self) -> Any:

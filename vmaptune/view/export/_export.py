@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmaptune.errors import InputError, StudyError
+from vmaptune.store.files import inside
 from vmaptune.store.ledger import LedgerReader
 from vmaptune.view.export._source import Source
 
@@ -57,7 +58,7 @@ def export(directory: str | Path, to: str, out: str | Path | None = None) -> Pat
     write = _writer(to, form)
     if out is not None and not str(out).strip():
         raise InputError("--out must name a path, but got an empty name; leave it out for DIR/export")
-    path = Path(out) if out is not None else Path(directory) / "export" / form.name
+    path = Path(out) if out is not None else inside(directory, "export") / form.name
     with LedgerReader.open(directory) as reader:
         source = Source.read(reader)
     if out is not None and (path.exists() or path.is_symlink()):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vmaptune.errors import InputError, StudyError, VmaptuneError
-from vmaptune.store.files import write_whole
+from vmaptune.store.files import inside, write_whole
 from vmaptune.store.reader import LedgerReader, Reading
 from vmaptune.view.report._answer import esc, notebook_card
 from vmaptune.view.report._gather import StudyData, gather
@@ -38,7 +38,7 @@ def write_pictures(directory: str | Path, out: str | Path | None = None, scale: 
     """
     with LedgerReader.open(directory) as reader:
         data = gather(reader)
-    folder = Path(out) if out is not None else Path(directory) / "pictures"
+    folder = Path(out) if out is not None else inside(directory, "pictures")
     found = pictures(data)
     images = _rendered([to_figure(p, len(data.rounds)) for p in found], scale)
     written = []
