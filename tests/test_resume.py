@@ -262,6 +262,17 @@ def test_a_number_is_never_silently_another(reference, tmp_path):
     assert errors > 30
 
 
+def test_pages_of_two_moments_are_told(tmp_path):
+    """A log that was cut below what was copied out of it leaves newer pages beside older ones: the tally tells."""
+    with Ledger.create(tmp_path / "s", {}) as ledger:
+        ledger.add_trials(TrialRow(i, 0, 0, State.RUNNING, None, i, 0, None, {}) for i in range(3))
+        (tally,) = ledger._rows("tally")
+        ledger.finish_trials([TrialResult(1, State.COMPLETE, None, 3, 0.5)])
+        ledger._put("tally", [tally], replace=True)  # as it was before: the same numbers of rows
+    with pytest.raises(StudyError, match="its table trials has rows from after its last transaction"):
+        LedgerReader.open(tmp_path / "s")
+
+
 # ---- whole studies ---------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from vmaptune.store.migrations import in_memory
 from vmaptune.store.rows import CurvePoint, DecisionRow, GroupRow, Progress, RoundRow, TrialRow
 from vmaptune.store.schema import (
     APPLICATION_ID,
+    COLUMNS,
     COUNTED,
     FILE_NAME,
     FINISHED,
@@ -302,7 +303,7 @@ def check(directory: Path, connection: sqlite3.Connection) -> int:
 
 
 def check_tally(reading: Reading) -> None:
-    """Raises StudyError when a table has lost or gained rows: its rows' own sums do not tell that."""
+    """Raises StudyError when a table has lost or gained rows, or has some of another moment: sums do not tell that."""
     with reading.snapshot():
         found = reading._rows("tally")
         if len(found) != 1:
@@ -311,6 +312,10 @@ def check_tally(reading: Reading) -> None:
             ((there,),) = reading._query(f"SELECT count(*) FROM {table}")
             if there != count:
                 raise unreadable(reading.directory, f"its table {table} has {there} rows, but {count} were written")
+            for name in {"seq", "ended"} & set(COLUMNS[table]):
+                ((last,),) = reading._query(f"SELECT max({name}) FROM {table}")
+                if last is not None and last > found[0][1]:  # a page of another moment than the tally's
+                    raise unreadable(reading.directory, f"its table {table} has rows from after its last transaction")
 
 
 def unreadable(directory: Path, why: object) -> StudyError:
