@@ -55,7 +55,8 @@ def test_convolutions_and_other_dtypes():
     conv, whole = with_bfloat16_products(both)(x, k)
     expected = sum(rounded(x)[0, i : i + 4] @ rounded(k)[i] for i in range(3))
     np.testing.assert_allclose(conv[0], expected, rtol=1e-5, atol=1e-5)
-    assert conv.dtype == jnp.float32 and whole.dtype == jnp.int32
+    assert conv.dtype == jnp.float32
+    assert whole.dtype == jnp.int32
 
 
 def experiment(precision, **more):

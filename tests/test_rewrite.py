@@ -459,3 +459,24 @@ def test_random_bits_are_exchanged():
     closed = jax.make_jaxpr(lambda seed: jax.random.normal(jax.random.key(seed), (3,)))(1)
     assert "random_bits" in str(closed)
     assert "random_bits" not in str(rewrite.fit_for_cpu(closed.jaxpr))
+
+
+def test_a_choice_is_settled_once_and_shown_to_have_changed():
+    choice = rewrite.Choice()
+    first, second = conv1d(8), conv1d(9)
+    assert choice(first) == rewrite.default_choice(first)
+    assert choice.settle({str(first): "xla"})
+    assert choice(first) == "xla"
+    assert not choice.settle({str(first): "shifted"})  # later measurements do not move what lanes were trained with
+    assert choice(first) == "xla"
+    choice(second)
+    assert not choice.settle({})
+    assert choice.chosen == {str(first): "xla", str(second): rewrite.default_choice(second)}
+
+
+def conv1d(length):
+    return ConvShape(
+        lhs=(2, length, 3), rhs=(3, 3, 4), dtype="float32", lhs_spec=(0, 2, 1), rhs_spec=(2, 1, 0), out_spec=(0, 2, 1),
+        window_strides=(1,), padding=((1, 1),), lhs_dilation=(1,), rhs_dilation=(1,), feature_group_count=1,
+        batch_group_count=1, precision=None, preferred_element_type=None,
+    )  # fmt: skip

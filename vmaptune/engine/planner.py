@@ -64,7 +64,7 @@ def planned(
     file = cache_folder() / "plans" / f"{_key(functions, guess.devices)}.json"
     measured, why = _read(file), "measured before on this machine"
     if not measured:
-        seconds = rounds * trials * steps * costs.step_flops / SPEED / guess.devices
+        seconds = rounds * trials * run_seconds(costs, steps, guess.devices)
         if measure is None and (seconds < LEAST_SECONDS or jax.default_backend() != "cpu"):
             return Planned(guess, "from sizes: too small a run to measure for", {})
         measured, why = _measured(functions, guess, trials, shared), "measured now"
@@ -72,6 +72,11 @@ def planned(
     lanes = min(measured, key=measured.__getitem__)
     plan = default_plan(costs, steps=steps, trials=trials, pinned={**pinned, "lanes": lanes})
     return Planned(plan, why, measured)
+
+
+def run_seconds(costs: Costs, steps: int, devices: int | None = None) -> float:
+    """A guess of the seconds that `steps` steps of one trial take when all devices are busy."""
+    return steps * costs.step_flops / SPEED / (devices or jax.local_device_count())
 
 
 def candidates(guess: Plan, trials: int) -> list[int]:

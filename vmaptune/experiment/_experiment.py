@@ -20,7 +20,7 @@ from vmaptune.experiment._order import batch_indices
 from vmaptune.experiment._places import at, described, kind, place_in
 from vmaptune.experiment._structure import limits_of, structured, with_structure
 from vmaptune.nn import Size, padded_batch, size
-from vmaptune.rewrite import with_bfloat16_products, with_fast_convolutions
+from vmaptune.rewrite import Choice, with_bfloat16_products, with_fast_convolutions
 from vmaptune.space import Space
 from vmaptune.task import Hyperparameters, Task
 
@@ -142,6 +142,11 @@ class Experiment:
         if "data" not in self._cache:
             self._cache["data"] = _load_data(self.data)
         return self._cache["data"]
+
+    @property
+    def convolutions(self) -> Choice:
+        """How the convolutions of its training step are computed."""
+        return self._cache.setdefault("convolutions", Choice())
 
     def total_steps(self, hp: Mapping[str, Any]) -> int:
         """The number of training steps of a trial with these settings."""
@@ -340,7 +345,7 @@ def _build(experiment: Experiment) -> Task:
             loss = loss_on(experiment.lane_batch(hp), model, batch, hp, key)
             return loss, kind.collect(model, state["rest"])
 
-        loss_fn = with_fast_convolutions(loss_fn)
+        loss_fn = with_fast_convolutions(loss_fn, experiment.convolutions)
         (loss, rest), grads = in_precision(jax.value_and_grad(loss_fn, has_aux=True))(state["params"])
         updates, opt = optimizer.update(
             grads, state["opt"], state["params"],

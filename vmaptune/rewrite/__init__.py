@@ -1,6 +1,6 @@
 """Computations exchanged, in the jaxpr of any function, for equal ones that run faster on many lanes."""
 
-from vmaptune.rewrite._choose import default_choice, fastest, measure
+from vmaptune.rewrite._choose import Choice, default_choice, fastest, measure
 from vmaptune.rewrite._convolution import ConvShape, convolve
 from vmaptune.rewrite._cpu import fit_for_cpu
 from vmaptune.rewrite._jaxpr import find_convolutions, with_fast_convolutions
@@ -8,6 +8,7 @@ from vmaptune.rewrite._pooling import PoolShape, pool
 from vmaptune.rewrite._precision import with_bfloat16_products
 
 __all__ = [
+    "Choice",
     "ConvShape",
     "PoolShape",
     "convolve",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -78,6 +78,30 @@ def fastest(convs: Iterable[ConvShape], lanes: int) -> dict[ConvShape, str]:
         times = measure(shape, lanes) if len(methods) > 1 else {methods[0]: 0.0}
         result[shape] = min(times, key=times.__getitem__)
     return result
+
+
+class Choice:
+    """The methods of an experiment's convolutions: as chosen, or by the heuristic; and which ones it has."""
+
+    def __init__(self) -> None:
+        self.asked: dict[ConvShape, None] = {}  # every convolution met, in the order of its first appearance
+        self.chosen: dict[str, str] = {}  # method by the record's text
+
+    def __call__(self, shape: ConvShape) -> str:
+        self.asked[shape] = None
+        return self.chosen.get(str(shape)) or default_choice(shape)
+
+    def settle(self, measured: Mapping[str, str]) -> bool:
+        """Fixes the method of every convolution met so far, once and for all: as measured, or by the heuristic.
+
+        Returns whether one of them was computed differently before.
+        """
+        changed = False
+        for shape in self.asked:
+            if str(shape) not in self.chosen:
+                self.chosen[str(shape)] = measured.get(str(shape)) or default_choice(shape)
+                changed = changed or self.chosen[str(shape)] != default_choice(shape)
+        return changed
 
 
 def by_xla(shape: ConvShape, lhs: jax.Array, rhs: jax.Array) -> jax.Array:

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from vmaptune.engine.plan import Plan, lanes_in_memory
-from vmaptune.engine.planner import planned, why
+from vmaptune.engine.convolutions import fastest_convolutions
+from vmaptune.engine.plan import Plan, default_plan, lanes_in_memory
+from vmaptune.engine.planner import planned, run_seconds, why
 from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
 from vmaptune.errors import InputError
 from vmaptune.experiment import Experiment, Statics, raise_as_input_error
@@ -68,6 +69,8 @@ class Groups:
         self._built = chooser.built
         self._shared: SharedArrays = chooser.shared
         self._recorded = {tuple(row.static.items()): row for row in ledger.groups()}  # of a study that goes on
+        for row in self._recorded.values():
+            experiment.convolutions.chosen.update(row.info.get("convolutions", {}))
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self._groups.values())
@@ -112,6 +115,7 @@ class Groups:
                 self.ledger.add_group(
                     group.number, dict(group.static), group.plan.to_json(), group.program.compile_seconds,
                     {"why": group.why, "memory_bytes": group.program.memory_bytes, "capacity": group.capacity,
+                     "convolutions": dict(self.experiment.convolutions.chosen),
                      **asdict(group.functions.costs())},
                 )  # fmt: skip
         self.counts.phase = phase
@@ -137,6 +141,7 @@ class Groups:
         if recorded is not None and plan is not None:
             reason = str(recorded.info.get("why", ""))
         else:
+            functions = self._with_fastest_convolutions(functions, static, steps, len(trials))
             plan, reason = self._planned(functions, steps, len(trials))
         taken = {group.number for group in self} | {row.group for row in self._recorded.values()}
         number = recorded.group if recorded else max(taken, default=-1) + 1
@@ -144,6 +149,14 @@ class Groups:
         group = Group(number, static, functions, steps, plan, reason, capacity)
         self._groups[static] = group
         return group
+
+    def _with_fastest_convolutions(self, functions: LaneFunctions, static: tuple, steps: int, n: int) -> LaneFunctions:
+        """The group's functions with each convolution computed as was measured to be the fastest here."""
+        choice = self.experiment.convolutions
+        costs, rounds = functions.costs(), self.options.rounds
+        lanes = default_plan(costs, steps=steps, trials=n, pinned=dict(self.options.plan)).lanes
+        measured = fastest_convolutions(choice.asked, lanes, rounds * n * run_seconds(costs, steps))
+        return LaneFunctions(self.task, dict(static), self.traced) if choice.settle(measured) else functions
 
     def _planned(self, functions: LaneFunctions, steps: int, trials: int) -> tuple[Plan, str]:
         """A plan for a group that is met for the first time, and why this one."""
