@@ -32,7 +32,10 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument(
         "--keep", type=float, metavar="FRACTION", help="share of a round that seeds the next (default 0.15)"
     )
-    command.add_argument("--method", help="how a round is drawn: sobol (default), random, halton, grid; or pbt")
+    command.add_argument(
+        "--method",
+        help="how a round is drawn: sobol (default), random, halton, grid; or pbt; or optuna:tpe, gp, cmaes, ...",
+    )
     command.add_argument(
         "--expand", action="store_true", help="let the zoom leave the first space where the best lean on it"
     )

@@ -34,6 +34,8 @@ class Confirmed:
     std: float  # of the repeats' values, n - 1 in the denominator; NaN with one repeat
     repeats: int
     infeasible: int  # repeats that ended not finite
+    expected: float = math.nan  # the value to expect of another training: the mean less what of it is luck
+    chance: float = math.nan  # of being the best of the finalists
 
 
 def split_budget(trials: int, rounds: int) -> Budget:

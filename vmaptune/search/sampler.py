@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from vmaptune.errors import InputError
-from vmaptune.search.confirm import Budget, Confirmed, finalists, rank, split_budget
+from vmaptune.search.confirm import Budget, Confirmed, finalists, split_budget
+from vmaptune.search.decide import settle, shortlist
+from vmaptune.search.refine import propose
 from vmaptune.search.zoom import Scored, slice_of, zoom
 from vmaptune.space import Space
 
 KEEP = 0.15  # the slice; measured against wider ones
 MARGIN = 0.10
-ROUNDS = 4
+ROUNDS = 6
 DIRECTIONS = ("minimize", "maximize")
 
 
@@ -49,7 +51,7 @@ class Sampler:
     Args:
       space: a `vt.Space`, or name -> distribution.
       trials: trainings in all, confirmation included.
-      rounds: rounds of search, each finer; 4, or one for every 8 trials, by default.
+      rounds: rounds of search, each finer; 6, or one for every 8 trials, by default.
       seed: the seed of everything that is drawn.
       direction: "minimize" or "maximize".
       keep: the share of a round that seeds the next.
@@ -208,15 +210,17 @@ class Sampler:
             self._draw(number + 1)
             return
         self._searched = len(self._trials)
-        for s in finalists(self._scored(range(self._searched)), self.budget.finalists):
+        for s in shortlist(self.space, self._scored(range(self._searched)), self.budget.finalists):
             for _ in range(self.budget.repeats):
                 self._add(s.params, number + 1, s.trial)
 
     def _draw(self, number: int) -> None:
-        samples = self._spaces[-1].sample(self.budget.rounds[number], seed=(self.seed, number), method=self.method)
-        for values in zip(*samples.values(), strict=True):
-            self._add({n: v.item() if isinstance(v, np.generic) else v for n, v in zip(samples, values, strict=True)},
-                      number)  # fmt: skip
+        drawn = propose(
+            self._spaces[-1], self.space, self._scored(range(len(self._trials))), self.budget.rounds[number],
+            seed=(self.seed, number), method=self.method,
+        )  # fmt: skip
+        for params in drawn:
+            self._add(params, number)
 
     def _add(self, params: dict[str, Any], number: int, of: int | None = None) -> None:
         trial = len(self._trials)
@@ -227,7 +231,7 @@ class Sampler:
         for t in self._trials:
             if t.of is not None:
                 values.setdefault(t.of, []).append(self._sign * self._values[t.trial])
-        self.ranked = rank(values)
+        self.ranked = settle(self.space, self._scored(range(self._searched)), values)
 
     def _scored(self, trials: Iterable[int]) -> list[Scored]:
         return [

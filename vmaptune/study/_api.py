@@ -83,7 +83,8 @@ def run(
       out: the study's directory, `runs/<name>` by default; it must not hold a finished study.
       keep: the share of a round that seeds the next one.
       method: "sobol" (the default), "random", "halton" or "grid"; or "pbt", population-based training: all trials
-        train side by side and the worst take over from the best.
+        train side by side and the worst take over from the best; or "optuna:tpe", "optuna:gp", "optuna:cmaes",
+        "optuna:qmc": Optuna's sampler proposes each round, and learns from it.
       changes: settings to replace in the space, name -> distribution or value.
       expand: whether a zoom may leave the first space where the best trials lean on its bounds.
       plan: what to pin of the plan, e.g. "devices=2,lanes=16,every=50".

@@ -13,14 +13,17 @@ import numpy as np
 from vmaptune.errors import InputError
 from vmaptune.experiment import MOST_STEPS, Experiment
 from vmaptune.search.confirm import RANKS, Budget, split_budget
+from vmaptune.search.proposer import METHODS as OTHERS
+from vmaptune.search.proposer import PREFIX
 from vmaptune.search.sampler import KEEP, MARGIN
 from vmaptune.study._stopping import Stopping
 
 DEFAULT_TRIALS = 512
-DEFAULT_ROUNDS = 4
+DEFAULT_ROUNDS = 6
 DESIGNS = ("random", "sobol", "halton", "grid")
 STRUCTURES = ("auto", "groups", "masks")
-METHODS = (*DESIGNS, "pbt")
+METHODS = (*DESIGNS, "pbt", *OTHERS)
+BATCHES = 16  # rounds, where nothing else is said, of a sampler that learns only between them
 LEFT_OUT = {
     "trials": f"the experiment's own number, or {DEFAULT_TRIALS}",
     "rounds": f"the experiment's own number, or {DEFAULT_ROUNDS} where there are trials enough",
@@ -91,6 +94,8 @@ class Options:
             raise InputError(f"method must be one of {', '.join(METHODS)}, but got {self.method!r}")
         if self.method == "pbt" and (self.stopping or self.repeats > 1):
             raise InputError("--method pbt replaces its worst members itself: leave --stopping and --repeats out")
+        if self.method.startswith(PREFIX) and self.stopping:
+            raise InputError(f"--method {self.method} takes in whole rounds: leave --stopping and --halving out")
         budget = self.budget()
         if min(budget.rounds) < self.repeats:
             raise InputError(
@@ -117,7 +122,8 @@ def options_for(experiment: Experiment, **given: Any) -> Options:
     chosen.update({name: value for name, value in given.items() if value is not None})
     trials = chosen.get("trials", DEFAULT_TRIALS)
     if given.get("rounds") is None and _is_int(trials) and trials >= 1:
-        chosen["rounds"] = max(1, min(chosen.get("rounds", DEFAULT_ROUNDS), trials // 8))
+        others = str(chosen.get("method", "")).startswith(PREFIX)
+        chosen["rounds"] = max(1, min(BATCHES if others else chosen.get("rounds", DEFAULT_ROUNDS), trials // 8))
     return Options(**chosen)
 
 

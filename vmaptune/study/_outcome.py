@@ -44,6 +44,8 @@ def outcome(
             "value": counts.sign * (confirmed.mean if confirmed else winner.value),
             "value_std": confirmed.std if confirmed else None,
             "repeats": confirmed.repeats if confirmed else 0,
+            "expected": counts.sign * confirmed.expected if confirmed else None,
+            "chance": confirmed.chance if confirmed else None,
             "best_seen": counts.sign * min((s.value for s in seen), key=_nan_last),
             "params": winner.params,
         }
@@ -57,8 +59,8 @@ def outcome(
         elif len(ranked) > 1 and _overlap(ranked[0], ranked[1]):
             tied = sum(_overlap(ranked[0], other) for other in ranked[1:])
             counts.warn(
-                f"the best {tied + 1} settings can't be told apart on {confirmed.repeats} seeds each; "
-                f"any of them will do, or run again with more trials"
+                f"the best {tied + 1} settings can't be told apart on {confirmed.repeats} seeds each (the chance that "
+                f"this one is the best is {confirmed.chance:.0%}); any of them will do, or run again with more trials"
             )
         best |= _on_test_part(training, winner)
     return {

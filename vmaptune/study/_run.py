@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 
 from vmaptune.experiment import Experiment, LoadedExperiment, find_statics, lane_arguments
-from vmaptune.search.confirm import Budget, Confirmed, finalists, rank, repeated
+from vmaptune.search.confirm import Budget, Confirmed, finalists, repeated
+from vmaptune.search.decide import settle, shortlist
 from vmaptune.search.pbt import PBT
+from vmaptune.search.proposer import proposer_for
+from vmaptune.search.refine import propose
 from vmaptune.search.sampler import trial_seed
 from vmaptune.search.zoom import Scored, best, leaning, slice_of, zoom
 from vmaptune.space import Space
@@ -70,6 +73,8 @@ class StudyRun:
         assert isinstance(space, Space)
         self.first: Space = space
         self.space = space  # of the round begun last
+        self.proposer = proposer_for(options.method, space, options.seed)
+        self._proposed: dict[int, list[Params]] = {}  # by round
         self.counts = Counts(
             rounds=len(self.budget.rounds), trials=options.trials,
             sign=1.0 if self.experiment.direction == "minimize" else -1.0, listener=listener or Silent(),
@@ -212,7 +217,9 @@ class StudyRun:
         for number in range(len(self.budget.rounds)):
             found = self._standings(self._trained(self._begin_round(number), self._keeps))
             slice_ = slice_of([*slice_, *found], self._keep(number, len(slice_) + len(found)))
-            if number + 1 < len(self.budget.rounds):
+            if self.proposer is not None:
+                self.proposer.tell([(s.params, s.value) for s in found])
+            elif number + 1 < len(self.budget.rounds):
                 self.space = self._zoomed(self.space, slice_)
         return slice_
 
@@ -282,6 +289,9 @@ class StudyRun:
     def _begin_round(self, number: int) -> list[TrialRow]:
         """Draws a search round and writes it down."""
         self.counts.round, self.counts.phase = number, "search"
+        there = [row for row in self.training.rows.values() if row.round == number]
+        if there and self.proposer is None:  # another library's sampler is to be asked again what it was asked
+            return there
         repeats, first = self.options.repeats, len(self.training.rows)
         settings: list[tuple[Params, int | None]] = []
         for i, params in enumerate(self._settings_of(number)):
@@ -291,9 +301,15 @@ class StudyRun:
     def _settings_of(self, number: int) -> list[Params]:
         """What a round tries, drawn from the space as it is now."""
         n = self.budget.rounds[number] // self.options.repeats
-        samples = self.space.sample(n, seed=(self.options.seed, number), method=self.options.design)
-        columns = {name: list(map(_plain, column)) for name, column in samples.items()}
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        if self.proposer is not None:
+            if number not in self._proposed:
+                self._proposed[number] = self.proposer.ask(n)
+            return self._proposed[number]
+        known = [row for row in self._searched() if row.round < number] if number else []
+        so_far = [s for s in self._standings(known) if s.rung > 0]  # without those that have said nothing yet
+        return propose(
+            self.space, self.first, so_far, n, seed=(self.options.seed, number), method=self.options.design
+        )  # fmt: skip
 
     @property
     def _keeps(self) -> bool:
@@ -316,7 +332,12 @@ class StudyRun:
         return finer
 
     def _confirm(self) -> tuple[Scored | None, list[Confirmed]]:
-        chosen = finalists(self._standings(self._searched()), max(1, self.budget.finalists))
+        standings = self._standings(self._searched())
+        chosen = (
+            shortlist(self.first, standings, self.budget.finalists)
+            if self.budget.finalists
+            else finalists(standings, 1)
+        )
         if not chosen:
             self.counts.warn(ALL_INFEASIBLE)
             return None, []
@@ -326,11 +347,12 @@ class StudyRun:
         settings = [(s.params, s.trial) for s in chosen for _ in range(self.budget.repeats)]
         values: dict[int, list[float]] = {}
         repeats = self._trained(self._add_round("confirm", None, settings), keep=True)
-        for (_, of), row in zip(settings, repeats, strict=True):
-            values.setdefault(of, []).append(self._scored(row).value)
-        ranked = rank(values)
-        self._decide("confirm", {"ranked": [c.trial for c in ranked]})
-        return next(s for s in chosen if s.trial == ranked[0].trial), ranked
+        for row in repeats:
+            assert row.of is not None
+            values.setdefault(row.of, []).append(self._scored(row).value)
+        ranked = settle(self.first, standings, values)
+        self._decide("confirm", {"ranked": [c.trial for c in ranked], "chances": [c.chance for c in ranked]})
+        return next(s for s in standings if s.trial == ranked[0].trial), ranked
 
     def _decide(self, kind: str, data: Any) -> None:
         """Records a decision of this round, unless the study, which goes on, has recorded it already."""

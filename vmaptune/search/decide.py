@@ -1,0 +1,109 @@
+"""Which settings are confirmed, which of them wins, and how sure that is. Lower values are better here.
+
+The value of a single training is partly its seed's luck, and the best of hundreds is the luckiest. So the settings to
+confirm are chosen by the surrogate, in which a value that its neighbours do not share counts as noise, and the winner
+by the surrogate of the search and the fresh repeats together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from vmaptune.search.confirm import Confirmed, finalists, rank
+from vmaptune.search.refine import LEAST_TRIALS, surrogate
+from vmaptune.search.zoom import Scored, best
+from vmaptune.space import Space
+
+DRAWS = 1000  # of who is the best
+LEAST_DEGREES = 1  # of freedom, to say anything of the seeds' spread
+
+
+def shortlist(first: Space, scored: Sequence[Scored], k: int) -> list[Scored]:
+    """The `k` settings to confirm, that differ: the best by rung, then by what the surrogate expects of them; with
+    fewer than eight finite trials, by rung and value."""
+    finite = best(scored, len(scored))
+    if len(finite) < LEAST_TRIALS:
+        return finalists(scored, k)
+    expected = surrogate(first, scored).mean([s.params for s in finite])
+    smooth = [replace(s, value=float(m)) for s, m in zip(finite, expected, strict=True)]
+    by_trial = {s.trial: s for s in finite}
+    return [by_trial[s.trial] for s in finalists(smooth, k)]
+
+
+def settle(first: Space, scored: Sequence[Scored], repeats: Mapping[int, Sequence[float]]) -> list[Confirmed]:
+    """The finalists, best first, from their repeats on fresh seeds: trial -> values.
+
+    In the order of what the surrogate of all trainings expects; one with a repeat that is not finite comes last. With
+    fewer than eight finite trials, by the mean of the repeats. Each has its chance of being the best, and the value to
+    expect of it: the mean of its repeats, drawn towards that of all finalists as far as their differences can be the
+    seeds' (empirical Bayes), so that the winner's is not too good.
+
+    Source: James and Stein (1961); Efron and Morris (1975), with the variance between finalists estimated by moments.
+    """
+    ranked = rank(repeats)
+    chances, expected = _chances(ranked, repeats), shrunken(repeats)
+    params = {s.trial: s.params for s in scored}
+    if len(best(scored, LEAST_TRIALS)) >= LEAST_TRIALS:
+        again = [Scored(-1, params[t], v) for t, values in repeats.items() for v in values]
+        means = surrogate(first, [*again, *scored]).mean([params[c.trial] for c in ranked])
+        place = {c.trial: float(m) for c, m in zip(ranked, means, strict=True)}
+        ranked = sorted(ranked, key=lambda c: (c.infeasible > 0, c.infeasible, place[c.trial], c.trial))
+    return [replace(c, expected=expected[c.trial], chance=chances[c.trial]) for c in ranked]
+
+
+def seed_spread(repeats: Mapping[int, Sequence[float]]) -> float:
+    """The standard deviation that seeds alone bring, from all settings' repeats; NaN where none has two."""
+    degrees, total = 0, 0.0
+    for values in repeats.values():
+        if len(values) > 1 and np.isfinite(values).all():
+            degrees += len(values) - 1
+            total += float(np.var(values)) * len(values)
+    return math.sqrt(total / degrees) if degrees >= LEAST_DEGREES else math.nan
+
+
+def shrunken(repeats: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    """What to expect of each setting, by trial; NaN with a repeat that is not finite."""
+    found = dict.fromkeys(repeats, math.nan)
+    finite = {t: values for t, values in repeats.items() if len(values) and np.isfinite(values).all()}
+    if not finite:
+        return found
+    means = {t: float(np.mean(values)) for t, values in finite.items()}
+    spread, centre = seed_spread(finite), float(np.mean(list(means.values())))
+    for t, values in finite.items():
+        kept = 1.0
+        if math.isfinite(spread) and len(means) > 2:
+            error = spread**2 / len(values)
+            between = float(np.var(list(means.values()), ddof=1))
+            kept = max(0.0, 1 - error / between) if between > 0 else 0.0
+        found[t] = centre + kept * (means[t] - centre)
+    return found
+
+
+def _chances(ranked: Sequence[Confirmed], repeats: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    """How likely each is the best of them, by trial: draws of their true means, given the repeats.
+
+    Around the shrunken values, with the variance that is left to them; 0 for one with a repeat that is not finite.
+    """
+    expected = shrunken(repeats)
+    finite = [c for c in ranked if math.isfinite(expected[c.trial])]
+    chances = {c.trial: 0.0 for c in ranked}
+    if not finite:
+        return chances
+    spread = seed_spread({c.trial: repeats[c.trial] for c in finite})
+    if not math.isfinite(spread) or spread == 0:
+        first = min(finite, key=lambda c: (expected[c.trial], c.trial))
+        return chances | {first.trial: 1.0}
+    means = np.array([c.mean for c in finite])
+    errors = np.array([spread**2 / c.repeats for c in finite])
+    between = max(0.0, float(np.var(means, ddof=1)) - float(errors.mean())) if len(finite) > 2 else math.inf
+    left = errors if math.isinf(between) else errors * between / (errors + between)
+    rng = np.random.Generator(np.random.PCG64(0))
+    draws = np.array([expected[c.trial] for c in finite]) + rng.standard_normal((DRAWS, len(finite))) * np.sqrt(left)
+    if not left.any():  # nothing tells them apart
+        return chances | {c.trial: 1.0 / len(finite) for c in finite}
+    wins = np.bincount(draws.argmin(axis=1), minlength=len(finite))
+    return chances | {c.trial: float(w) / DRAWS for c, w in zip(finite, wins, strict=True)}
