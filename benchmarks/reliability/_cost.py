@@ -11,7 +11,7 @@ from vmaptune.store.checkpoints import Checkpoints
 from vmaptune.store.ledger import LedgerReader
 
 NEVER = "1000000"
-LONG = ["--trials", "512", "--steps", "4000", "--quiet", "--no-report"]
+LONG = ["--trials", "512", "--steps", "1200", "--quiet", "--no-report"]
 
 
 def saves(bench: Bench, pairs: int) -> None:
@@ -28,7 +28,7 @@ def saves(bench: Bench, pairs: int) -> None:
 
 
 def default_run(bench: Bench, tries: int) -> None:
-    """A run of some minutes at the default setting, which says itself how long it waited."""
+    """A run of a minute or more at the default setting, which says itself how long it waited."""
     tally = bench.tally("default")
     if not tally and not bench.over:
         found = timed(bench, ["run", str(DIGITS), "--out", str(fresh(bench.place / "long")), *LONG])
