@@ -279,7 +279,7 @@ def test_too_late_for_other_numbers(file, tmp_path):
         raise MemoryError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vmaptune.study._run.rank", crash)  # the confirmation has been trained
+        patch.setattr("vmaptune.study._run.StudyRun._conclude", crash)  # the confirmation has been trained
         with pytest.raises(MemoryError):
             vt.run(file, out=out, **OPTIONS)
     with pytest.raises(InputError, match="trials cannot become 80: all of its rounds have begun"):

@@ -116,7 +116,7 @@ def compared(file: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict
     gain = float(a.mean() - b.mean())
     p = float(stats.ttest_ind(a, b, equal_var=False, alternative="greater").pvalue) if dict(old) != dict(new) else 1.0
     return {"old": float(a.mean()), "new": float(b.mean()), "gain": gain, "p": p, "spread": float(a.std(ddof=1)),
-            "moved": p < LEVEL and gain > a.std(ddof=1)}  # fmt: skip
+            "moved": bool(p < LEVEL and gain > a.std(ddof=1))}  # fmt: skip
 
 
 def known_errors(file: Path, params: Mapping[str, Any]) -> np.ndarray:
