@@ -72,7 +72,7 @@ def test_the_ledger_alone_gives_the_whole_picture(tmp_path):
     directory = write_study(tmp_path / "s")
     with Ledger.open(directory) as ledger:
         ledger.set_meta("live", {"time": time.time() - 5, "phase": "confirm", "seconds": 20.0, "steps_seen": 110,
-                                 "total_steps": 240, "waiting": 0, "refilled": 2, "rung": None, "rungs": None,
+                                 "total_steps": 240, "waiting": 0, "refilled": 2, "rungs": [],
                                  "bound": None})  # fmt: skip
     with LedgerReader.open(directory) as reader:
         s = from_ledger(reader)
@@ -88,6 +88,10 @@ def test_the_rate_is_that_of_the_last_while():
     assert rate.update(0.0, 0) is None
     assert rate.update(1.0, 100) == 100
     assert rate.update(2.0, 100) == 50  # nothing came: it falls
+    waiting = Rate()
+    assert waiting.update(0.0, 0, compiling=True) is None
+    assert waiting.update(30.0, 0) is None  # half a minute of compiling is left out
+    assert waiting.update(31.0, 100) == 100
     for second in range(3, 60):
         last = rate.update(float(second), 1000 * second)
     assert last == pytest.approx(1000, rel=0.01)  # the slow beginning is forgotten
@@ -96,10 +100,11 @@ def test_the_rate_is_that_of_the_last_while():
 def test_the_panel_says_it_all_and_fits_the_terminal(tmp_path):
     with LedgerReader.open(write_study(tmp_path / "s")) as reader:
         looked = look(reader, "minimize")
-    shown = views.from_progress(progress(bound=1000.0, rung=1, rungs=3), 430.0, looked)
+    shown = views.from_progress(progress(bound=1000.0, rungs=((15, 40), (45, 12), (135, 3))), 430.0, looked)
     text = "\n".join(drawn(shown))
     for words in (
-        "by-hand · minimize error", "round 2/3, rung 2/3", "40/96 trials", "19s left", "16 alive", "8 waiting",
+        "by-hand · minimize error", "round 2/3", "step 15: 40 → step 45: 12 → end: 3",
+        "40/96 trials", "19s left", "16 alive", "8 waiting",
         "33 complete", "5 stopped", "3 refilled", "2 infeasible", "430 model-steps/s (43% of the machine's bound)",
         "error 0.125", "momentum=1-0.01", "#1 ▇▃▁",
     ):  # fmt: skip

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -399,6 +400,25 @@ def test_a_run_writes_its_report_and_a_failing_report_harms_nothing(tmp_path, mo
 
     assert task("c", listener=Listener()).best_params == study.best_params
     assert any("on purpose" in n and "the study goes on" in n for n in notes)
+
+
+def test_a_report_after_a_round_takes_its_share_of_the_time_and_one_at_the_end_always(tmp_path, monkeypatch):
+    from vmaptune.study import _report
+
+    now, written = [0.0], []
+
+    def write(directory):
+        written.append(now[0])
+        now[0] += 1.0  # what it costs
+
+    monkeypatch.setattr(_report, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("vmaptune.view.report.write_report", write)
+    report = _report.RoundReport(tmp_path, SimpleNamespace(note=pytest.fail))
+    for seconds, last in ((4, False), (2, False), (10, False), (11, False), (0.5, True), (0.5, True)):
+        now[0] += seconds
+        report.write(last=last)
+    # 4 s are too few for the guess of a quarter; then 6 s; 10 and, with the one before, 21 s of the 20 for the second
+    assert written == [6.0, 28.0, 29.5, 31.0]
 
 
 # ---- what is written about it ------------------------------------------------------------------------

@@ -280,6 +280,7 @@ def test_an_interrupted_study_is_saved_and_says_how_to_go_on(tmp_path, signal_na
     assert states["RUNNING"] > 0  # to be gone on with
     assert states["COMPLETE"] > 0
     assert study.meta["state"] == "interrupted"
+    assert "interrupted" in (out / "report.html").read_text("utf-8")
     assert list((out / "checkpoints").glob("*.ckpt"))
     assert main(["status", str(out)]) == 0
     said = capsys.readouterr().out
@@ -302,3 +303,24 @@ def test_a_listener_that_fails_ends_the_study_and_is_told_why(tmp_path):
     assert study.meta["state"] == "failed"
     assert study.meta["failure"] == "OSError: no space left on device"
     assert vt.run(tmp_path / "spirals.py", out=tmp_path / "s").ledger.counts()["RUNNING"] == 0
+
+
+def test_trials_that_diverge_at_once_do_not_begin_the_next_round_before_another_was_seen(tmp_path):
+    """Under halving the next round begins when half of this one's trials are known. Where those are all infeasible
+    nothing is known of where to go on: others are waited for, and nobody is told that all were infeasible."""
+
+    def step(state, hp, key):
+        return state * (1 - 0.1 * hp.rate), jax.numpy.where(hp.rate > 1, jax.numpy.nan, state)
+
+    experiment = vt.Experiment(
+        space={"rate": vt.loguniform(1e-2, 1e2)}, steps=30,
+        task=vt.Task(lambda hp, key: jax.numpy.float32(1.0), step, lambda state, hp: {"loss": state}, has_loss=True),
+    )  # fmt: skip
+    study = vt.run(
+        experiment, trials=64, rounds=3, halving="eta=3,min_steps=24", plan="devices=1,lanes=4,every=3", lanes=32,
+        out=tmp_path / "s",
+    )  # fmt: skip
+    assert study.result["infeasible"] >= 10
+    assert not any("infeasible" in warning for warning in study.result["warnings"])
+    assert [d.round for d in study.ledger.decisions("zoom")] == [0, 1]
+    assert all(d.data["slice"] for d in study.ledger.decisions("zoom"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from vmaptune.cli import _export, _look, _new, _panda, _report, _rescue, _search, _watch
@@ -29,8 +30,10 @@ FAMILIES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    started = time.perf_counter()  # before anything slow is imported
     parser = build_parser()
     args = parser.parse_args(argv)
+    args.started = started
     if not args.command:
         parser.print_help()
         return MISTAKE

@@ -127,7 +127,8 @@ def _run(args: argparse.Namespace) -> int:
     return _trained(
         args,
         lambda view: run(
-            args.experiment, trials=args.trials, rounds=args.rounds, steps=args.steps, seed=args.seed,
+            args.experiment, trials=args.trials, minutes=args.minutes, started=args.started, rounds=args.rounds,
+            steps=args.steps, seed=args.seed,
             out=args.fresh or args.out, keep=args.keep, method=args.method, changes=changes, expand=args.expand,
             plan=args.plan, lanes=args.lanes, stopping=args.stopping, halving=args.halving,
             repeats=args.repeats, rank=args.rank, ensemble=args.ensemble, structure=args.structure, listener=view,
@@ -189,8 +190,8 @@ def _check(args: argparse.Namespace) -> int:
 
     changes = parse_changes(args.changes)
     found = check(
-        args.experiment, trials=args.trials, rounds=args.rounds, steps=args.steps, changes=changes,
-        plan=args.plan,
+        args.experiment, trials=args.trials, minutes=args.minutes, started=args.started, rounds=args.rounds,
+        steps=args.steps, changes=changes, plan=args.plan,
     )  # fmt: skip
     print(check_text(found))
     return OK

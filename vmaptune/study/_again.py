@@ -14,6 +14,7 @@ from vmaptune.space import Space
 from vmaptune.store.ledger import FILE_NAME, Ledger, LedgerReader, already_there
 from vmaptune.store.reader import has_file
 from vmaptune.store.rescue import RESCUED
+from vmaptune.study import _minutes
 from vmaptune.study._budget import recorded_budget
 from vmaptune.study._options import Options
 from vmaptune.study._progress import Listener, Silent
@@ -49,6 +50,7 @@ def resume(
     Raises:
       InputError: no unfinished study there, or its code is gone or has changed. KeyboardInterrupt: as for `run`.
     """
+    started = _minutes.clock()
     listener = listener or Silent()
     note = prepare_devices()
     check_save_every(save_every)
@@ -61,7 +63,7 @@ def resume(
             source = code_of(directory, ledger.meta(), force, say or listener.note)
         own = source.experiment if source else experiment
         assert own is not None
-        study = going_on(ledger, own, source, listener, [note] if note else [], save_every, report)
+        study = going_on(ledger, own, source, listener, [note] if note else [], save_every, report, started)
     except BaseException:
         ledger.close()
         raise
@@ -86,6 +88,7 @@ def going_on(
     warnings: list[str],
     save_every: float,
     report: bool,
+    started: float | None = None,
 ) -> StudyRun:
     """A run that goes on with a study, by its own space and options."""
     meta = ledger.meta()
@@ -97,6 +100,7 @@ def going_on(
         experiment.with_changes(space=Space.from_json(meta["space"])), Options(**meta["options"]), ledger.directory,
         source=source, listener=listener, warnings=[*warnings, *found], ledger=ledger, save_every=save_every,
         report=report, extra=extra, budget=budget_of(extra["retest"]) if extra else recorded_budget(meta),
+        started=started,
     )  # fmt: skip
 
 

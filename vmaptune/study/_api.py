@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from vmaptune.engine.lanes import Point
 from vmaptune.engine.plan import Costs, Plan, parse_plan
 from vmaptune.engine.planner import planned, why
 from vmaptune.engine.program import LaneFunctions, Program
+from vmaptune.engine.rate import tile_rate
 from vmaptune.errors import InputError
 from vmaptune.experiment import (
     Experiment,
@@ -28,8 +29,10 @@ from vmaptune.experiment import (
 from vmaptune.search.pbt import Copy, lineage
 from vmaptune.space import Space
 from vmaptune.store.ledger import CurvePoint
+from vmaptune.study import _minutes
 from vmaptune.study._again import check_save_every, finish, going_on, open_unfinished, resolve_experiment
 from vmaptune.study._budget import CHANGEABLE, change_budget
+from vmaptune.study._minutes import Timetable
 from vmaptune.study._options import Options, default_directory, options_for
 from vmaptune.study._population import copies_of
 from vmaptune.study._progress import Listener, Silent
@@ -37,6 +40,7 @@ from vmaptune.study._resume import check_code, check_options
 from vmaptune.study._run import StudyRun
 from vmaptune.study._saving import SAVE_EVERY
 from vmaptune.study._stopping import read_stopping
+from vmaptune.study._structure import COMPILERS, MOST_TRACED
 from vmaptune.study._study import Study, load
 
 REPLAY_TOLERANCE = 1e-4  # relative, on the loss curve, while rounding does not decide it
@@ -48,6 +52,7 @@ def run(
     experiment: Experiment | LoadedExperiment | str | Path,
     *,
     trials: int | None = None,
+    minutes: float | None = None,
     rounds: int | None = None,
     steps: int | None = None,
     seed: int | None = None,
@@ -69,6 +74,7 @@ def run(
     resume: bool = False,
     force: bool = False,
     save_every: float = SAVE_EVERY,
+    started: float | None = None,
 ) -> Study:
     """Searches an experiment's settings, coarse to fine, and confirms the winner on fresh seeds.
 
@@ -77,7 +83,9 @@ def run(
     Args:
       experiment: a `vt.Experiment`, or the path of an exp.py.
       trials: the study's total number of trainings, over all rounds and the confirmation.
-      rounds: how many times the space is drawn from, each time finer.
+      minutes: instead of `trials`, the time that the study may take: compilation, confirmation and the report
+        included, it ends within a tenth of it, at least 10 s. How many trials fit is measured as it goes.
+      rounds: how many times the space is drawn from, each time finer; with `minutes`, at most.
       steps: training steps of each trial, instead of the experiment's own.
       seed: from it and a trial's id come all of the study's random numbers; 0 by default.
       out: the study's directory, `runs/<name>` by default; it must not hold a finished study.
@@ -107,6 +115,7 @@ def run(
       force: go on although the experiment's file has changed since the study began, or with another number of
         trials or rounds: rounds that have begun stay as they are.
       save_every: seconds between checkpoints: the most work that a kill can cost.
+      started: the moment, by `time.perf_counter()`, from which `minutes` count; by default now.
 
     Returns:
       The finished study; `study.best_params`, `study.best_model()`.
@@ -115,6 +124,7 @@ def run(
       InputError: a mistake in the experiment or in an argument; nothing has been written then.
       KeyboardInterrupt: Ctrl-C or SIGTERM, once: everything is saved; twice: stopped at once.
     """
+    started = _minutes.clock() if started is None else started
     listener = listener or Silent()
     note = prepare_devices()
     source, experiment = resolve_experiment(experiment)
@@ -124,7 +134,8 @@ def run(
     name = source.name if source else experiment.name or "study"
     directory = Path(out) if out is not None else default_directory(name)
     given = {
-        "trials": trials, "rounds": rounds, "steps": steps, "seed": seed, "keep": keep, "method": method,
+        "trials": trials, "minutes": minutes, "rounds": rounds, "steps": steps, "seed": seed, "keep": keep,
+        "method": method,
         "expand": expand or None, "plan": parse_plan(plan) if plan else None, "lanes": lanes,
         "stopping": read_stopping(stopping, halving) if stopping or halving else None, "repeats": repeats,
         "rank": rank, "ensemble": ensemble, "structure": structure,
@@ -138,20 +149,21 @@ def run(
         meta = ledger.meta()
         try:
             space = Space(experiment.space) if changes else None
-            check_options(meta, given, space, directory, experiment, CHANGEABLE if force else ())
+            changeable = force and meta["options"].get("minutes") is None  # a study by time finds its numbers itself
+            check_options(meta, given, space, directory, experiment, CHANGEABLE if changeable else ())
             if source and meta["experiment"]["source"] is not None:
                 check_code(source.source, source.path, meta, directory, force)
-            if force:
+            if changeable:
                 change_budget(ledger, given)
         except BaseException:
             ledger.close()
             raise
         listener.note(f"goes on with the unfinished study in {directory}")
-        study = going_on(ledger, experiment, source, listener, warnings, save_every, report)
+        study = going_on(ledger, experiment, source, listener, warnings, save_every, report, started)
     else:
         study = StudyRun(
             experiment, options, directory, source=source, listener=listener, warnings=warnings, ledger=ledger,
-            save_every=save_every, report=report,
+            save_every=save_every, report=report, started=started,
         )  # fmt: skip
     finish(study, listener)
     return load(directory, experiment)
@@ -185,27 +197,36 @@ class Check:
     costs: Costs
     memory_bytes: int  # of one call's lanes
     compile_seconds: float
+    minutes: float | None = None  # that a run would be given; then `options` has the trials that would fit
+    seconds_per_trial: float | None = None  # by a timing of the first group, the others by their operations
 
 
 def check(
     experiment: Experiment | LoadedExperiment | str | Path,
     *,
     trials: int | None = None,
+    minutes: float | None = None,
     rounds: int | None = None,
     steps: int | None = None,
     changes: Mapping[str, Any] | None = None,
     plan: str | None = None,
+    started: float | None = None,
 ) -> Check:
     """Resolves an experiment and compiles its first group, without training anything.
 
+    With `minutes` it times that group's program and says how many trials a run of so long would have, about.
+
     Raises:
-      InputError: a mistake in the experiment.
+      InputError: a mistake in the experiment or in an argument.
     """
+    started = _minutes.clock() if started is None else started
     prepare_devices()
     source, experiment = resolve_experiment(experiment)
     if changes:
         experiment = experiment.with_changes(space=changed_space(experiment.space, changes))
-    options = options_for(experiment, trials=trials, rounds=rounds, steps=steps, plan=parse_plan(plan or ""))
+    options = options_for(
+        experiment, trials=trials, minutes=minutes, rounds=rounds, steps=steps, plan=parse_plan(plan or "")
+    )
     experiment = experiment.with_changes(steps=steps)
     space = experiment.space
     assert isinstance(space, Space)
@@ -230,11 +251,24 @@ def check(
     )  # fmt: skip
     chosen = found.plan
     program = Program(functions, traced, chosen)
+    each = None
+    if minutes is not None:
+        others = [LaneFunctions(task, dict(group), traced).costs() for group in list(groups)[1:MOST_TRACED]]
+        flops = [max(1.0, one.step_flops) for one in (costs, *others)]
+        more = sum(flops) / len(flops) / flops[0]
+        each = tile_rate(program).seconds_each(program, experiment.total_steps(samples[0])) * more
+        compiling = math.ceil((len(groups) - 1) / COMPILERS) * program.compile_seconds
+        table = Timetable(minutes, started)
+        budget = table.cut((), options.rounds, compiling, lambda n: n * each, lambda n: n * each)
+        options = replace(
+            options, trials=sum(budget.rounds) + budget.finalists * budget.repeats, rounds=len(budget.rounds)
+        )
     return Check(
         name=source.name if source else experiment.name or "study",
         space=space, samples=samples[:5], static=statics.static, traced=statics.traced, options=options,
         groups=[(dict(key), count) for key, count in groups.items()], plan=chosen, why=why(found), costs=costs,
         memory_bytes=program.memory_bytes, compile_seconds=program.compile_seconds,
+        minutes=minutes, seconds_per_trial=each,
     )  # fmt: skip
 
 

@@ -119,6 +119,7 @@ class Groups:
                      **asdict(group.functions.costs())},
                 )  # fmt: skip
         self.counts.phase = phase
+        self.counts.tell()  # from here on time is training
 
     def _compile(self, group: Group) -> Program:
         _, built = self._built.get((self.statics.static, group.static), (None, None))

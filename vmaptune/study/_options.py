@@ -60,6 +60,7 @@ class Options:
     rank: str = "mean"  # how a setting's repeats are ranked
     structure: str = "auto"  # how the settings that masked layers read are grouped
     ensemble: int | None = None  # the most picks of the finalists' ensemble
+    minutes: float | None = None  # all that the study may take; then `trials` and `rounds` are what fits
 
     def __post_init__(self) -> None:
         if isinstance(self.stopping, Mapping):  # as the ledger holds it
@@ -120,11 +121,30 @@ def options_for(experiment: Experiment, **given: Any) -> Options:
     own = {"trials": experiment.trials, "rounds": experiment.rounds}
     chosen: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
     chosen.update({name: value for name, value in given.items() if value is not None})
+    check_minutes(given.get("minutes"), given.get("trials"))
+    if chosen.get("minutes") is not None:
+        chosen["trials"] = DEFAULT_TRIALS  # until it is known how many fit
     trials = chosen.get("trials", DEFAULT_TRIALS)
     if given.get("rounds") is None and _is_int(trials) and trials >= 1:
         others = str(chosen.get("method", "")).startswith(PREFIX)
         chosen["rounds"] = max(1, min(BATCHES if others else chosen.get("rounds", DEFAULT_ROUNDS), trials // 8))
     return Options(**chosen)
+
+
+def check_minutes(minutes: Any, trials: Any) -> None:
+    """Raises InputError for what is no time, or for a number of trials beside it."""
+    if minutes is None:
+        return
+    if not _is_real(minutes) or minutes <= 0:
+        raise InputError(
+            f"minutes must be a number above 0, but got {minutes!r}; say e.g. --minutes 10, or leave it out and say "
+            f"--trials N"
+        )
+    if trials is not None:
+        raise InputError(
+            f"--minutes says how long and --trials how many, so one of them is enough, but got minutes={minutes!r} "
+            f"and trials={trials!r}; leave one out"
+        )
 
 
 def _is_int(value: Any) -> bool:

@@ -14,6 +14,7 @@ from vmaptune.search.pbt import PBT, Copy, generation
 from vmaptune.space import Space
 from vmaptune.store.checkpoints import Snapshot
 from vmaptune.store.ledger import CurvePoint, TrialResult, TrialRow
+from vmaptune.store.live import HEARTBEAT
 from vmaptune.store.states import State
 from vmaptune.study._groups import Group
 from vmaptune.study._training import Training, arrays_of, infeasible
@@ -30,6 +31,7 @@ class Population:
         self.steps = training.experiment.total_steps(rows[0].params)
         self.done = 0  # steps of each
         training.rows.update({row.trial: row for row in rows})
+        training.counts.submitted = len(training.rows)
 
     def train(self, moment: Snapshot | None = None) -> list[Copy]:
         """Trains the population to its last step, from a `moment` of it if there is one; returns who took over from
@@ -114,6 +116,7 @@ class Population:
             reason = infeasible(point, value)
             self.values[point.trial] = math.nan if reason else training.counts.sign * value
             curve.append(CurvePoint(point.trial, point.step, point.loss, value, point.metrics))
+            training.counts.steps_seen += point.step - training.rows[point.trial].steps
             row = replace(training.rows[point.trial], steps=point.step)
             if point.step >= self.steps:
                 state = State.COMPLETE if reason is None else State.INFEASIBLE
@@ -124,6 +127,9 @@ class Population:
         with training.ledger.transaction():
             training.ledger.add_curve_points(curve)
             training.ledger.finish_trials(ended)
+            beat = training.counts.heartbeat()
+            if beat is not None:
+                training.ledger.set_meta(HEARTBEAT, beat)
         training.counts.tell()
         return []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -37,9 +37,9 @@ class Progress:
     alive: int = 0  # trials in lanes
     waiting: int = 0  # trials of this round that wait for a lane
     refilled: int = 0  # times that a lane took in another trial
-    rung: int | None = None  # the rung that trials are on their way to, from 0
-    rungs: int | None = None
+    rungs: Sequence[tuple[int, int]] = ()  # with early stopping: (steps, trials of this round that came so far)
     bound: float | None = None  # model-steps a second that the machine's arithmetic alone allows, where known
+    until: float | None = None  # the seconds that the study was given, where it was given some
 
 
 class Listener(Protocol):
@@ -68,7 +68,8 @@ class Counts:
     trials: int  # planned
     sign: float  # times a value is to be minimised
     listener: Listener
-    started: float = field(default_factory=time.perf_counter)
+    clock: Callable[[], float] = time.perf_counter
+    started: float = field(default_factory=time.perf_counter)  # by the clock
     round: int = 0
     phase: str = "compile"
     name: str = ""
@@ -83,9 +84,9 @@ class Counts:
     live_steps: int = 0  # of these, on trials that were going well
     steps_seen: int = 0
     refilled: int = 0  # of the rounds before
-    rung: int | None = None
-    rungs: int | None = None
+    rungs: Sequence[tuple[int, int]] = ()
     bound: float | None = None
+    until: float | None = None
     best_params: Mapping[str, Any] | None = None
     best: float = math.inf  # of all values seen, to be minimised
     model_steps: int = 0
@@ -118,7 +119,7 @@ class Counts:
 
     def total_seconds(self) -> float:
         """Seconds since the study began."""
-        return time.perf_counter() - self.started
+        return self.clock() - self.started
 
     def progress(self) -> Progress:
         """Where the study stands now."""
@@ -144,9 +145,9 @@ class Counts:
             alive=max(0, self.submitted - self.done - waiting),
             waiting=waiting,
             refilled=self.refilled + sum(lanes.refilled for lanes in self.lanes),
-            rung=self.rung,
             rungs=self.rungs,
             bound=self.bound,
+            until=self.until,
         )
 
     def tell(self) -> None:
@@ -160,5 +161,5 @@ class Counts:
             return None
         self.last_beat = now
         p = self.progress()
-        said = ("phase", "seconds", "steps_seen", "total_steps", "waiting", "refilled", "rung", "rungs", "bound")
+        said = ("phase", "seconds", "steps_seen", "total_steps", "waiting", "refilled", "rungs", "bound", "until")
         return {"time": now, **{name: getattr(p, name) for name in said}}

@@ -8,12 +8,14 @@ from pathlib import Path
 from vmaptune.study._progress import Listener
 
 SHARE = 0.05  # of a study's time that reports may take before its end
-FIRST_GUESS = 0.5  # seconds for the first one
-MOST_AT_THE_END = 3.0  # seconds, of a study that is interrupted or fails
+FIRST_GUESS = 0.25  # seconds for the first one: what a report of 500 trials takes
 
 
 class RoundReport:
     """Writes the report after a round, where that costs little, and at the end.
+
+    A report of 500 trials takes a quarter of a second, so rounds of less than five seconds have none of their own; the
+    last round has one however short it was, and so has a study that was interrupted or failed.
 
     Without Plotly, which is optional, nothing is written and nothing said.
     """
@@ -21,7 +23,6 @@ class RoundReport:
     def __init__(self, directory: Path, listener: Listener, *, wanted: bool = True):
         self._directory, self._listener, self._wanted = directory, listener, wanted
         self._cost = FIRST_GUESS
-        self._written = False
         self._since = time.perf_counter()
 
     def write(self, *, last: bool = False) -> None:
@@ -35,7 +36,6 @@ class RoundReport:
             if not available():
                 return
             write_report(self._directory)
-            self._written = True
         except Exception as error:
             self._listener.note(
                 f"the report could not be written ({type(error).__name__}: {error}); the study goes on, and "
@@ -43,8 +43,3 @@ class RoundReport:
             )
         self._since = time.perf_counter()
         self._cost = self._since - started
-
-    def correct(self) -> None:
-        """Writes it again where one is there that has become untrue, and quickly: somebody wants to go home."""
-        if self._written and self._cost < MOST_AT_THE_END:
-            self.write(last=True)

@@ -139,7 +139,7 @@ def check_options(
     may_change: Collection[str] = (),
 ) -> None:
     """Raises InputError when what was asked now is not what the study was begun with, but for `may_change`."""
-    recorded = meta["options"]
+    recorded = meta["options"] | meta.get("minutes", {}).get("asked", {})  # a study by time cuts its rounds itself
     differ = [
         f"{name} {recorded.get(name)!r} (now {value!r})"
         for name, value in given.items()

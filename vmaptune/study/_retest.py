@@ -64,7 +64,6 @@ class Retest(StudyRun):
     def _run_rounds(self) -> dict[str, Any]:
         retest = self.extra["retest"]
         repeats, olds = retest["repeats"], len(retest["settings"])
-        self.counts.total_steps = self.options.trials * self.experiment.total_steps(self._first_params())
         self.counts.round, self.counts.phase = 0, "search"
         settings: list[tuple[Params, int | None]] = []
         for i, params in enumerate(retest["settings"]):

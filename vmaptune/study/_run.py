@@ -25,10 +25,12 @@ from vmaptune.store.files import remove_parts, write_whole
 from vmaptune.store.ledger import FINISHED, Ledger, TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.tables import trials_csv
+from vmaptune.study._bound import Bound
 from vmaptune.study._ensemble import check_ensemble, choose_ensemble
 from vmaptune.study._groups import Groups
 from vmaptune.study._options import Options
 from vmaptune.study._outcome import outcome, save_models, scored
+from vmaptune.study._pacing import Pace, expected_steps_in_all
 from vmaptune.study._population import Population
 from vmaptune.study._progress import Counts, Listener, Silent
 from vmaptune.study._report import RoundReport
@@ -62,9 +64,11 @@ class StudyRun:
         save_every: float = SAVE_EVERY,
         budget: Budget | None = None,
         extra: Mapping[str, Any] | None = None,
+        started: float | None = None,
     ):
         """`ledger` is that of a study to go on with; without it a new study is begun in `directory`. `budget` is
-        another split of the trials than the options', `extra` what the study keeps in its meta besides."""
+        another split of the trials than the options', `extra` what the study keeps in its meta besides.
+        `started`: when a study that was given minutes began, by their clock."""
         self.options, self.directory = options, directory
         self.budget = budget or options.budget()
         self.extra = dict(extra or {})
@@ -86,14 +90,19 @@ class StudyRun:
         file = source.path if source else None
         self.saving = Saving(Checkpoints(directory), save_every)
         self.snapshot: Snapshot | None = None  # to go on from, until its round is reached
+        self._bound = Bound(not isinstance(self.counts.listener, Silent))
         self._rounds_finished = 0
-        task = self.experiment.build()
+        self.task = task = self.experiment.build()
         options.stopping.check(lockstep=task.shared is not None)
         statics = find_statics(self.experiment, task, file)
         if options.ensemble:
             check_ensemble(self.experiment, task, statics, space, self._first_params())
         chooser = Structure(self.experiment, task, statics, options.plan)
         recorded = ledger.meta() if ledger is not None and ledger.rounds() else None
+        self.pace = None if options.minutes is None else Pace(self, started, recorded)
+        if self.pace:
+            self.pace.begin(statics, chooser)
+            options = self.options
         if recorded is None:
             statics, structure = chooser.choose(self._settings_of(0), options.trials, options.structure)
         else:
@@ -156,7 +165,7 @@ class StudyRun:
             self.ledger.close()
 
     def _run_rounds(self) -> dict[str, Any]:
-        self.counts.total_steps = self.options.trials * self.experiment.total_steps(self._first_params())
+        self._cut(0)
         winner: Scored | None
         ranked: list[Confirmed] = []
         if self.options.method == "pbt":
@@ -168,10 +177,18 @@ class StudyRun:
                 self.counts.warn(lean.message)
         return self._conclude(winner, ranked, {})
 
+    def _cut(self, number: int) -> bool:
+        """Whether there is a round of this number: a study by time finds out now, how long it is too."""
+        if self.pace and number < len(self.budget.rounds):
+            self.pace.round(number)
+        return number < len(self.budget.rounds)
+
     def _conclude(self, winner: Scored | None, ranked: list[Confirmed], more: Mapping[str, Any]) -> dict[str, Any]:
         """The result, with `more` in it; the models; the end."""
         self.training.restore_states()
         result = outcome(self.training, self.directory, self._searched(), winner, ranked) | dict(more)
+        if self.pace:
+            self.pace.end()
         if self.structure is not None:
             result["structure"] = self.structure
         if self.options.ensemble:
@@ -195,9 +212,10 @@ class StudyRun:
         with contextlib.suppress(Exception), self.ledger.transaction():  # the first error is the one to show
             self.ledger.set_meta("state", state)
             self.ledger.set_meta("failure", None if state == "interrupted" else f"{type(error).__name__}: {error}")
-        with contextlib.suppress(Exception):
-            trials_csv(self.ledger, self.directory / "trials.csv")
-            self.report.correct()
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+            return  # twice: at once
+        with contextlib.suppress(Exception, KeyboardInterrupt):
+            self._write_views(last=True)
 
     def _how_to_go_on(self, saved: bool) -> str:
         kept = "everything is saved" if saved else f"at most the last {self.saving.every:.0f} s of work are lost"
@@ -214,12 +232,14 @@ class StudyRun:
     def _search(self) -> list[Scored]:
         """The search rounds, one after the other. Returns the last slice."""
         slice_: list[Scored] = []
-        for number in range(len(self.budget.rounds)):
+        number = 0
+        while self._cut(number):
             found = self._standings(self._trained(self._begin_round(number), self._keeps))
             slice_ = slice_of([*slice_, *found], self._keep(number, len(slice_) + len(found)))
+            number += 1
             if self.proposer is not None:
                 self.proposer.tell([(s.params, s.value) for s in found])
-            elif number + 1 < len(self.budget.rounds):
+            elif number < len(self.budget.rounds):
                 self.space = self._zoomed(self.space, slice_)
         return slice_
 
@@ -254,7 +274,8 @@ class StudyRun:
         self._trained(self._begin_round(0), self._keeps)
         while self.counts.round + 1 < len(self.budget.rounds):  # no lane was free before the last trial ended
             self.space = self._zoomed(self.space, self._slice_so_far())
-            self._trained(self._begin_round(self.counts.round + 1), self._keeps)
+            if self._cut(self.counts.round + 1):
+                self._trained(self._begin_round(self.counts.round + 1), self._keeps)
         return self._slice_so_far()
 
     def _begin_next(self) -> None:
@@ -266,8 +287,12 @@ class StudyRun:
         rows = [row for row in self.training.rows.values() if row.round == self.counts.round]
         known = sum(row.state.ended or self.training.standing(row).rung > 0 for row in rows)
         if 2 * known >= len(rows) and self.training.waiting() <= stopping_lanes(self.options):
-            self.space = self._zoomed(self.space, self._slice_so_far())
-            self.training.add(self._begin_round(number), self._keeps)
+            slice_ = self._slice_so_far()
+            if not slice_:  # those known so far went wrong: the others are waited for
+                return
+            self.space = self._zoomed(self.space, slice_)
+            if self._cut(number):
+                self.training.add(self._begin_round(number), self._keeps)
 
     def _slice_so_far(self) -> list[Scored]:
         """The best of all trials so far: those that have ended, and those that train by the rung they reached."""
@@ -333,6 +358,8 @@ class StudyRun:
 
     def _confirm(self) -> tuple[Scored | None, list[Confirmed]]:
         standings = self._standings(self._searched())
+        if self.pace:
+            self.pace.confirmation(standings)
         chosen = (
             shortlist(self.first, standings, self.budget.finalists)
             if self.budget.finalists
@@ -386,7 +413,14 @@ class StudyRun:
                 {"method": self.options.method} if space else {},
             )  # fmt: skip
             self.ledger.add_trials(rows)
+        self._expect(rows)
         return rows
+
+    def _expect(self, rows: Sequence[TrialRow]) -> None:
+        """How far there is to go, and how fast it could go with these trials, for those who watch."""
+        self.counts.total_steps = expected_steps_in_all(self)
+        self.counts.bound = self._bound.of([self.groups.of(row.params) for row in rows], self.counts.total_steps)
+        self.counts.tell()
 
     def _trained(self, rows: list[TrialRow], keep: bool) -> list[TrialRow]:
         """Trains a round's trials, and what flows in after them, to the end; a finished round stays as it is."""
@@ -402,6 +436,7 @@ class StudyRun:
         self.groups.prepare([row.params for row in open_rounds])
         self.training.restore_states()
         if snapshot is None or not snapshot.plain["ended"]:
+            self._expect(rows)
             rows = self.training.train(rows, keep, snapshot)
         return self._finished(rows, keep)
 

@@ -169,8 +169,8 @@ class Rules:
             {
                 trial: f"stopped at step {step}: not among the best 1 in {self.stopping.eta} of the "
                 f"{len(rule.results[rule.reached[trial].rung])} trials there"
-                for (trial, step, _), stop in zip(reports, rule.report_all(reports), strict=True)
-                if stop
+                for (trial, step, value), stop in zip(reports, rule.report_all(reports), strict=True)
+                if stop and math.isfinite(value)  # one that went wrong, perhaps before a rung, has its own reason
             }
         )
 

@@ -49,7 +49,7 @@ class Structure:
         assert isinstance(space, Space)
         self.space: Space = space
         self.flops: dict[tuple, float] = {}
-        self.built: dict[tuple, tuple[LaneFunctions, Program]] = {}  # by static settings: names, then values
+        self.built: dict[tuple, tuple[LaneFunctions, Program | None]] = {}  # by static settings: names, then values
 
     def choose(
         self, settings: Sequence[Mapping[str, Any]], trials: int, how: str = "auto"

@@ -21,7 +21,8 @@ from vmaptune.engine.jobs import Job, Leaving, Paused, Point
 from vmaptune.engine.lanes import Lanes
 from vmaptune.engine.program import pack
 from vmaptune.experiment import Experiment
-from vmaptune.search.brackets import Verdict
+from vmaptune.search.brackets import BracketRule, Verdict
+from vmaptune.search.halving import MedianRule
 from vmaptune.search.zoom import Scored
 from vmaptune.store.checkpoints import Snapshot
 from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
@@ -240,6 +241,7 @@ class Training:
             self._count(row)
             ended.append(TrialResult(row.trial, state, reason, row.steps, row.value, row.metrics))
 
+        self.counts.rungs = self._rungs(points)
         for point in points:
             value = point.metrics[self.experiment.objective]
             reason = infeasible(point, value)
@@ -292,6 +294,19 @@ class Training:
             tuple(trial for each in found for trial in each.wait),
             tuple(trial for each in found for trial in each.go),
         )
+
+    def _rungs(self, points: Sequence[Point]) -> Sequence[tuple[int, int]]:
+        """Under halving, how many trials of the round came to each of its rungs; empty while it confirms."""
+        counts = self.counts
+        if not self.options.stopping or counts.round >= counts.rounds or not points:
+            return ()
+        rule = self.rules.rule(counts.round, self.experiment.total_steps(self.rows[points[0].trial].params))
+        if isinstance(rule, MedianRule):
+            return ()
+        if isinstance(rule, BracketRule):
+            levels = sorted({steps for table, _ in rule.brackets for _, steps in table})
+            return [(level, sum(at.rung >= level for at in rule.reached.values())) for level in levels]
+        return [(level, len(rule.results.get(level, ()))) for level in rule.levels]
 
     def _count(self, row: TrialRow) -> None:
         counts = self.counts

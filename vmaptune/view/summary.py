@@ -133,8 +133,14 @@ def check_text(check: Any) -> str:
     for params in check.samples:
         lines.append("  " + ", ".join(f"{n}={number(v)}" for n, v in params.items()))
     confirm = f" + {budget.finalists} finalists × {budget.repeats} seeds" if budget.finalists else ""
+    lines.append("")
+    if check.minutes is not None:
+        lines.append(
+            f"minutes   {number(check.minutes)}: about {check.options.trials:,} trials in {len(budget.rounds)} rounds, "
+            f"by a first timing of {number(check.seconds_per_trial * 1000, 3)} ms a trial; the run measures again as "
+            f"it goes"
+        )
     lines += [
-        "",
         f"trials    {' + '.join(map(str, budget.rounds))}{confirm}",
         f"groups    {len(check.groups)} in the first round: one compiled program each",
     ]

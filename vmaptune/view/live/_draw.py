@@ -17,8 +17,13 @@ def where(s: Snapshot) -> str:
     """Where the study is, in two or three words."""
     if s.state in ENDED:
         return ENDED[s.state]
-    text = WHERE.get(s.phase, s.phase).format(round=s.round + 1, rounds=s.rounds)
-    return f"{text}, rung {s.rung + 1}/{s.rungs}" if s.rung is not None and s.rungs else text
+    return WHERE.get(s.phase, s.phase).format(round=s.round + 1, rounds=s.rounds)
+
+
+def rungs(s: Snapshot) -> str:
+    """How many of the round's trials came to each rung."""
+    steps = [f"step {step:,}: {count:,}" for step, count in s.rungs[:-1]]
+    return " → ".join([*steps, f"end: {s.rungs[-1][1]:,}"]) if s.rungs else ""
 
 
 def settings(params: Mapping[str, Any]) -> str:
@@ -67,6 +72,8 @@ def panel(s: Snapshot, width: int, height: int) -> Any:
     grid.add_column(style="dim", no_wrap=True, min_width=6)
     grid.add_column(no_wrap=True, overflow="ellipsis")
     grid.add_row("rounds", _rounds(s))
+    if s.rungs:
+        grid.add_row("rungs", Text(rungs(s), overflow="ellipsis"))
     grid.add_row("done", _bar(s, inner - 8))
     grid.add_row("lanes", _lanes(s))
     if speed(s):
@@ -74,7 +81,7 @@ def panel(s: Snapshot, width: int, height: int) -> Any:
     if s.best is not None:
         grid.add_row("best", Text.assemble((f"{s.objective} {number(s.best)}", "bold green")))
         grid.add_row("", Text(settings(s.best_params), overflow="fold", no_wrap=False))
-    room = height - 9 - (len(settings(s.best_params)) // max(1, inner - 8))
+    room = height - 9 - bool(s.rungs) - (len(settings(s.best_params)) // max(1, inner - 8))
     shown = s.curves[: max(0, min(len(s.curves), room))]
     if shown:
         grid.add_row("curves", Text("\n").join(_curves(shown, max(8, min(32, inner // 3)))))
@@ -123,8 +130,6 @@ def _rounds(s: Snapshot) -> Any:
     confirming = s.phase == "confirm" and not over
     text.append("◆" if over or confirming else "◇", style="green" if over else "bold cyan" if confirming else "dim")
     text.append(f"  {where(s)}", style="bold")
-    if s.rung is not None and s.rungs:
-        text.append("  " + "▮" * (s.rung + 1) + "▯" * (s.rungs - s.rung - 1), style="cyan")
     return text
 
 

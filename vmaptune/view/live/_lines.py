@@ -28,7 +28,7 @@ class PlainLines:
     def progress(self, progress: Any) -> None:
         """Writes the line, unless one was written a moment ago."""
         now = time.monotonic()
-        rate = self._rate.update(now, progress.steps_seen or progress.model_steps)
+        rate = self._rate.update(now, progress.steps_seen or progress.model_steps, progress.phase == "compile")
         phase = f"{progress.phase} {progress.round}"
         if now - self._drawn < self.every and phase == self._phase:
             return

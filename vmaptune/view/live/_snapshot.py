@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,8 +37,7 @@ class Snapshot:
     phase: str = "compile"  # "compile", "search", "confirm"
     round: int = 0
     rounds: int = 1
-    rung: int | None = None  # the rung that trials are on their way to, from 0
-    rungs: int | None = None
+    rungs: Sequence[tuple[int, int]] = ()  # under early stopping: (steps, the trials of this round that came so far)
     done: int = 0
     trials: int = 0
     alive: int | None = None  # trials in lanes
@@ -56,10 +55,13 @@ class Snapshot:
     best_params: Mapping[str, Any] = field(default_factory=dict)
     curves: tuple[Curve, ...] = ()
     silent: float | None = None  # seconds since the study last wrote; for a view from outside
+    until: float | None = None  # seconds that the study may take in all, where it was given a time
 
     @property
     def left(self) -> float | None:
-        """Seconds to go at this rate."""
+        """Seconds to go: of the time that was given, or at this rate."""
+        if self.until is not None and self.state == "running":
+            return max(0.0, self.until - self.seconds)
         if not self.rate or self.total_steps <= 0 or self.state != "running":
             return None
         return max(0, self.total_steps - self.model_steps) / self.rate
@@ -102,9 +104,17 @@ class Rate:
 
     def __init__(self) -> None:
         self._seen: list[tuple[float, int]] = []
+        self._now: float | None = None
+        self._worked = 0.0  # seconds in which nothing compiled
+        self._compiling = False
 
-    def update(self, now: float, steps: int) -> float | None:
-        """Takes in a count, and gives the rate; None until there are two different ones."""
+    def update(self, now: float, steps: int, compiling: bool = False) -> float | None:
+        """Takes in a count, and gives the rate; None until there are two different ones. The time from a count that
+        came while programs compile to the next one is left out."""
+        if self._now is not None and not self._compiling:
+            self._worked += now - self._now
+        self._now, self._compiling = now, compiling
+        now = self._worked
         if not self._seen or steps != self._seen[-1][1]:
             self._seen.append((now, steps))
         while len(self._seen) > 2 and now - self._seen[1][0] > self.WINDOW:
@@ -144,8 +154,7 @@ def from_ledger(reader: LedgerReader, rate: Rate | None = None) -> Snapshot:
         phase=said.get("phase") or (last.kind if last else "compile"),
         round=last.round if last else 0,
         rounds=options.get("rounds", 1),
-        rung=said.get("rung"),
-        rungs=said.get("rungs"),
+        rungs=tuple((steps, count) for steps, count in said.get("rungs") or ()),
         done=ended,
         trials=options.get("trials", last.trials if last else 0),
         alive=max(0, counts[State.RUNNING] - said.get("waiting", 0)),
@@ -159,6 +168,7 @@ def from_ledger(reader: LedgerReader, rate: Rate | None = None) -> Snapshot:
         seconds=seconds,
         rate=rate.update(written, said["steps_seen"]) if rate and written and state == "running" else None,
         bound=said.get("bound"),
+        until=said.get("until"),
         best=looked.best,
         best_params=looked.best_params,
         curves=looked.curves,
@@ -176,7 +186,6 @@ def from_progress(p: Any, rate: float | None = None, looked: Looked | None = Non
         phase=p.phase,
         round=p.round,
         rounds=p.rounds,
-        rung=p.rung,
         rungs=p.rungs,
         done=p.done,
         trials=p.trials,
@@ -191,6 +200,7 @@ def from_progress(p: Any, rate: float | None = None, looked: Looked | None = Non
         seconds=p.seconds,
         rate=rate,
         bound=p.bound,
+        until=p.until,
         best=p.best,
         best_params=p.best_params or {},
         curves=looked.curves if looked else (),

@@ -42,7 +42,7 @@ class TerminalView:
     def progress(self, progress: Any) -> None:
         """Leaves the progress for the next drawing."""
         now = time.monotonic()
-        self._rate.update(now, progress.steps_seen or progress.model_steps)
+        self._rate.update(now, progress.steps_seen or progress.model_steps, progress.phase == "compile")
         self._last = (progress, now)
         if self._thread is None:
             self._start()
@@ -108,9 +108,8 @@ class TerminalView:
         assert self._last is not None
         progress, came = self._last
         now = time.monotonic()
-        shown = from_progress(
-            progress, self._rate.update(now, progress.steps_seen or progress.model_steps), self._looked
-        )
+        steps = progress.steps_seen or progress.model_steps
+        shown = from_progress(progress, self._rate.update(now, steps, progress.phase == "compile"), self._looked)
         return replace(shown, seconds=shown.seconds + now - came)
 
     def _picture(self) -> Any:
