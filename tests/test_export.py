@@ -12,6 +12,7 @@ from ledgers import SPACE, STEPS, TRIALS, write_study
 
 from vmaptune.cli import main
 from vmaptune.errors import InputError
+from vmaptune.store.states import State
 from vmaptune.view.export import FORMATS, export
 
 
@@ -98,6 +99,69 @@ def test_optuna_loads_plots_and_samples_from_it(study):
     assert found["width"] == optuna.distributions.CategoricalDistribution((16, 32))
     loaded.sampler = optuna.samplers.TPESampler(seed=0)
     loaded.ask(found)  # a sampler of theirs goes on from it
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::optuna.exceptions.ExperimentalWarning")
+def test_optunas_own_figures_open_it(study):
+    """Every plot of `optuna.visualization` that a study of one objective has, with our points in it."""
+    import optuna
+    from optuna import visualization as v
+
+    loaded = optuna.load_study(study_name="by-hand", storage=f"sqlite:///{export(study, 'optuna')}")
+    shown = ["learning_rate", "1-momentum"]
+    figures = {
+        "history": v.plot_optimization_history(loaded), "curves": v.plot_intermediate_values(loaded),
+        "slice": v.plot_slice(loaded, shown), "parallel": v.plot_parallel_coordinate(loaded, shown),
+        "contour": v.plot_contour(loaded, shown), "rank": v.plot_rank(loaded, shown), "edf": v.plot_edf(loaded),
+        "timeline": v.plot_timeline(loaded),
+        "importance": v.plot_param_importances(
+            loaded, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), params=shown
+        ),
+    }  # fmt: skip
+    assert {name for name, figure in figures.items() if not figure.data} == set()
+    complete = [t for t, (_, state, _, _) in TRIALS.items() if state == State.COMPLETE]
+    assert list(figures["history"].data[0].x) == complete
+    assert list(figures["history"].data[0].y) == [TRIALS[t][3][-1] for t in complete]
+    drawn = {name: list(trace.y) for trace in figures["curves"].data if (name := trace.name) is not None}
+    assert drawn["Trial1"] == list(TRIALS[1][3])
+    panel = next(trace for trace in figures["slice"].data if trace.xaxis in (None, "x"))
+    assert sorted(panel.x) in (sorted(1 - TRIALS[t][0][1] for t in complete), sorted(TRIALS[t][0][0] for t in complete))
+
+
+def test_optuna_dashboard_serves_it(study):
+    """Over HTTP, as a browser asks for it."""
+    import threading
+    from urllib.request import urlopen
+    from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+    import optuna
+    from optuna_dashboard import wsgi
+
+    class Silent(WSGIRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    app = wsgi(optuna.storages.RDBStorage(f"sqlite:///{export(study, 'optuna')}"))
+    with make_server("127.0.0.1", 0, app, handler_class=Silent) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            here = f"http://127.0.0.1:{server.server_port}"
+            page = urlopen(f"{here}/dashboard", timeout=20).read().decode()
+            found = json.load(urlopen(f"{here}/api/studies", timeout=20))["study_summaries"]
+            assert [one["study_name"] for one in found] == ["by-hand"]
+            detail = json.load(urlopen(f"{here}/api/studies/{found[0]['study_id']}", timeout=20))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert "<html" in page.lower()
+    states = {"COMPLETE": "Complete", "STOPPED": "Pruned", "INFEASIBLE": "Fail", "RUNNING": "Running"}
+    assert [t["state"].lower() for t in detail["trials"]] == [
+        states[str(state)].lower() for _, state, _, _ in TRIALS.values()
+    ]
+    second = detail["trials"][1]
+    assert [v["value"] for v in second["intermediate_values"]] == list(TRIALS[1][3])
+    assert {p["name"] for p in second["params"]} >= {"learning_rate", "1-momentum"}
 
 
 def test_optuna_takes_settings_that_left_the_first_space_and_every_kind_of_list(tmp_path):
