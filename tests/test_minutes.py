@@ -45,7 +45,7 @@ class Clock:
             self.now += COMPILING / 2
         self.now += STEP * max(0, p.steps_seen - self.steps)
         self.steps = p.steps_seen
-        if self.crash == f"{p.phase} {p.round}" and p.alive and p.steps_seen % 7 == 0:
+        if self.crash and f"{p.phase} {p.round}".startswith(self.crash) and p.alive and p.steps_seen % 7 == 0:
             raise MemoryError("crash")
 
     def note(self, text) -> None:
@@ -141,7 +141,7 @@ def test_a_study_ends_in_time_though_the_timing_was_wrong(file, tmp_path, monkey
         assert sizes[-1] == cuts[max(cuts)]["finalists"] * cuts[max(cuts)]["repeats"]
 
 
-@pytest.mark.parametrize(("crash", "more"), [("confirm 4", {}), ("search 1", {"halving": "eta=3,min_steps=4"})])
+@pytest.mark.parametrize(("crash", "more"), [("confirm", {}), ("search 1", {"halving": "eta=3,min_steps=4"})])
 def test_a_study_goes_on_with_the_numbers_that_it_wrote_down(file, tmp_path, monkeypatch, crash, more):
     Clock(monkeypatch)
     vt.run(file, minutes=6, out=tmp_path / "a", listener=(clock := Clock(monkeypatch)), **PINNED, **more)
@@ -205,5 +205,5 @@ def test_check_says_what_would_fit(file, monkeypatch):
     assert 2.0 < found.seconds_per_trial <= 3.0  # the narrow ones take less
     assert 550 < found.options.trials * found.seconds_per_trial < 590
     text = check_text(found)
-    assert f"minutes   10: about {found.options.trials} trials in 4 rounds" in text
-    assert f"{sum(found.options.budget().rounds) // 4}" in text
+    assert f"minutes   10: about {found.options.trials} trials in {found.options.rounds} rounds" in text
+    assert f"trials    {found.options.budget().rounds[0]} + " in text
