@@ -45,6 +45,12 @@ def take(lanes: Lanes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return plain, arrays
 
 
+def trials_of(plain: Mapping[str, Any]) -> list[int]:
+    """The trials that are in a moment: in lanes, in the queue, or in results that were not read yet."""
+    held = [lane[0] for chunk in plain["chunks"] for lane in chunk if lane is not None]
+    return [*held, *plain["queue"], *(owner[1] for one in plain["pending"] for owner in one["owners"])]
+
+
 def restore(lanes: Lanes, plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray], jobs: Mapping[int, Job]) -> None:
     """Makes lanes that nothing was submitted to go on from a moment. `jobs` holds at least the trials in it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from vmaptune.store.ledger import GroupRow, Ledger
 from vmaptune.study._options import Options
 from vmaptune.study._progress import Counts
 from vmaptune.study._stopping import stopping_lanes
-from vmaptune.study._structure import Structure
+from vmaptune.study._structure import COMPILERS, Structure
 from vmaptune.task import Task
 
 
@@ -68,6 +68,8 @@ class Groups:
         self._groups: dict[tuple, Group] = {}
         self._built = chooser.built
         self._shared: SharedArrays = chooser.shared
+        self._compiling: dict[int, Future[Program]] = {}  # by group, in the background
+        self._pool = ThreadPoolExecutor(COMPILERS)
         self._recorded = {tuple(row.static.items()): row for row in ledger.groups()}  # of a study that goes on
         for row in self._recorded.values():
             experiment.convolutions.chosen.update(row.info.get("convolutions", {}))
@@ -86,8 +88,10 @@ class Groups:
         assert isinstance(space, Space)
         return space.lane_values(params, self.statics.traced)
 
-    def prepare(self, settings: Sequence[Mapping[str, Any]]) -> None:
+    def prepare(self, settings: Sequence[Mapping[str, Any]], *, ahead: bool = False) -> None:
         """Traces, then compiles, the programs that these trials need and that do not exist yet.
+
+        `ahead` returns as soon as one of them exists; the others compile in the background, `ready` takes them in.
 
         Raises:
           InputError: the experiment's code refuses a setting.
@@ -101,25 +105,49 @@ class Groups:
         self.counts.tell()
         started = time.perf_counter()
         met = [self._groups.get(static) or self._trace(static, found) for static, found in trials.items()]
-        new = [group for group in met if group._program is None]
-        with ThreadPoolExecutor(2) as pool:
-            programs = pool.map(self._compile, new)
-            for group, program in zip(new, programs, strict=True):
-                group._program = program
+        with self.ledger.transaction():  # the plans first: a study that goes on takes them, whatever was compiled
+            for group in met:
+                if group._program is None and group.number not in self._compiling:
+                    self._write(group)
+                    self._compiling[group.number] = self._pool.submit(self._compile, group)
         self.counts.seconds["compile"] += time.perf_counter() - started
-        self.counts.compilations += len(new)
-        for group in new:
-            group.evaluate_seconds = _evaluate_seconds(group.program)
-        with self.ledger.transaction():
-            for group in new:
-                self.ledger.add_group(
-                    group.number, dict(group.static), group.plan.to_json(), group.program.compile_seconds,
-                    {"why": group.why, "memory_bytes": group.program.memory_bytes, "capacity": group.capacity,
-                     "convolutions": dict(self.experiment.convolutions.chosen),
-                     **asdict(group.functions.costs())},
-                )  # fmt: skip
+        while not (any if ahead else all)(self.ready(group) for group in met):
+            self.wait()
         self.counts.phase = phase
         self.counts.tell()  # from here on time is training
+
+    def ready(self, group: Group) -> bool:
+        """Whether a group's program exists; takes it in when it has come."""
+        if group._program is not None:
+            return True
+        if group.number not in self._compiling or not self._compiling[group.number].done():
+            return False
+        group._program = self._compiling.pop(group.number).result()
+        self.counts.compilations += 1
+        group.evaluate_seconds = _evaluate_seconds(group.program)
+        self._write(group)
+        return True
+
+    def wait(self) -> float:
+        """Waits for a program that compiles in the background, if there is one; returns for how many seconds."""
+        started = time.perf_counter()
+        wait(self._compiling.values(), return_when=FIRST_COMPLETED)
+        waited = time.perf_counter() - started
+        self.counts.seconds["compile"] += waited
+        return waited
+
+    def _write(self, group: Group) -> None:
+        """A group as it is known now into the ledger."""
+        program = group._program
+        self.ledger.add_group(
+            group.number, dict(group.static), group.plan.to_json(), program.compile_seconds if program else None,
+            {"why": group.why, "memory_bytes": program.memory_bytes if program else 0, "capacity": group.capacity,
+             "convolutions": dict(self.experiment.convolutions.chosen), **asdict(group.functions.costs())},
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Nothing more is compiled."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _compile(self, group: Group) -> Program:
         _, built = self._built.get((self.statics.static, group.static), (None, None))

@@ -73,6 +73,9 @@ def outcome(
         "seconds": {"total": counts.total_seconds(), **counts.seconds},
         "model_steps": counts.model_steps,
         "compilations": counts.compilations,
+        "programs": [
+            {"static": row.static, "compile_seconds": row.compile_seconds} for row in training.ledger.groups()
+        ],
         "infeasible": sum(row.state == State.INFEASIBLE for row in finished),
         "stopped": counts.stopped,
         "occupancy": counts.occupancy,

@@ -161,6 +161,7 @@ class StudyRun:
                 raise Interrupted(self._how_to_go_on(saved=isinstance(error, Interrupted))) from None
             raise
         finally:
+            self.groups.close()
             self.saving.checkpoints.close()
             self.ledger.close()
 
@@ -337,6 +338,11 @@ class StudyRun:
         )  # fmt: skip
 
     @property
+    def _ahead(self) -> bool:
+        """Whether training begins while programs compile: where a clock cannot change what is decided."""
+        return not self.options.stopping and self.options.method != "pbt"
+
+    @property
     def _keeps(self) -> bool:
         """Whether the search's own states are wanted: nothing will be confirmed, so the winner's is the model."""
         return not self.budget.finalists
@@ -398,7 +404,7 @@ class StudyRun:
         if there:
             return there
         self.saving.stop_now_if_asked()
-        self.groups.prepare([params for params, _ in settings])
+        self.groups.prepare([params for params, _ in settings], ahead=self._ahead)
         first = len(self.training.rows)
         rows = [
             TrialRow(
@@ -433,7 +439,7 @@ class StudyRun:
         if any(row.state.ended for row in rows) or snapshot is not None:
             self._stand_at(rounds[-1].round)
         open_rounds = [row for row in self.training.rows.values() if row.round >= self._rounds_finished]
-        self.groups.prepare([row.params for row in open_rounds])
+        self.groups.prepare([row.params for row in open_rounds], ahead=self._ahead)
         self.training.restore_states()
         if snapshot is None or not snapshot.plain["ended"]:
             self._expect(rows)

@@ -61,6 +61,7 @@ class Training:
         self.paused: dict[int, Paused] = {}  # trials that wait for others at a rung, or for a lane after that
         self.rules = Rules(options.stopping, 1, self._roster)
         self.lanes: dict[int, Lanes] = {}  # by group, of the trials that train now
+        self._later: list[tuple[Group, list[Job]]] = []  # whose programs still compile
         self._keeps = False  # whether their final states are wanted
         self._saved: Snapshot | None = None  # whose states were not asked for yet
 
@@ -72,7 +73,7 @@ class Training:
         Raises:
           Interrupted: somebody asked to stop; the moment was saved.
         """
-        self.lanes, self._keeps = {}, keep
+        self.lanes, self._later, self._keeps = {}, [], keep
         share = len({self.groups.of(row.params).number for row in rows})
         self.rules.every = max(group.plan.every for group in self.groups)
         if snapshot is None:
@@ -81,8 +82,12 @@ class Training:
             self._restore_lanes(snapshot, keep, share)
         self.occupancy = Occupancy()
         started = time.perf_counter()
+        waited = 0.0
         busy = True
-        while busy:
+        while busy or self._later:
+            if self._later:
+                waited += 0.0 if busy else self.groups.wait()
+                self._begin_compiled(share)
             # an advance of one group's lanes may add trials to another's: look at all before the end
             busy = sum(each.advance() for each in list(self.lanes.values())) > 0
             busy = busy or any(each.waiting for each in self.lanes.values())
@@ -93,7 +98,7 @@ class Training:
             )
             self.saving.between_calls(self.snapshot)
         self.counts.lanes = ()
-        spent = time.perf_counter() - started
+        spent = time.perf_counter() - started - waited
         evaluating = 0.0
         for group in self.groups:
             if group.number in self.lanes:
@@ -111,12 +116,22 @@ class Training:
         for row in rows:
             group = self.groups.of(row.params)
             jobs.setdefault(group.number, (group, []))[1].append(self.job(row, keep))
-        for number, (group, of_group) in jobs.items():
-            if number not in self.lanes:
-                self.lanes[number] = self._lanes(group, share)
-            self.lanes[number].submit(of_group)
-        self.counts.lanes = list(self.lanes.values())
+        self._later += list(jobs.values())
+        self._begin_compiled(share)
         self.counts.submitted = len(self.rows)
+
+    def _begin_compiled(self, share: int) -> None:
+        """Trials whose program exists go to its lanes; the others wait for theirs."""
+        later = []
+        for group, jobs in self._later:
+            if not self.groups.ready(group):
+                later.append((group, jobs))
+                continue
+            if group.number not in self.lanes:
+                self.lanes[group.number] = self._lanes(group, share)
+            self.lanes[group.number].submit(jobs)
+        self._later = later
+        self.counts.lanes = list(self.lanes.values())
 
     def snapshot(self, *, ended: bool = False) -> Snapshot:
         """This moment between two calls; or, once all lanes are empty, the end of a round."""
@@ -148,9 +163,14 @@ class Training:
         jobs = {row.trial: self.job(row, keep) for row in running}
         jobs |= {row.trial: self.job(row, keep) for row in self.rows.values() if row.round == self.counts.round}
         groups = {group.number: group for group in self.groups}
+        placed = set(self.paused)
         for number, plain in snapshot.plain["lanes"]:
+            while not self.groups.ready(groups[number]):
+                self.groups.wait()
             self.lanes[number] = self._lanes(groups[number], share)
             moments.restore(self.lanes[number], plain, arrays_of(snapshot.arrays, f"lanes{number}."), jobs)
+            placed |= set(moments.trials_of(plain))
+        self.add([row for row in running if row.trial not in placed], keep, share)  # their programs still compiled
         if self.options.stopping:
             for trial, curve in self.ledger.curves():
                 row = self.rows[trial]

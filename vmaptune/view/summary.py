@@ -39,6 +39,13 @@ def summary(result: Mapping[str, Any]) -> str:
 def _lane_lines(result: Mapping[str, Any]) -> list[str]:
     """What early stopping did, and which programs trained a searched shape."""
     lines = []
+    programs = result.get("programs") or []
+    if len(programs) > 1:
+        took = sorted(program["compile_seconds"] or 0.0 for program in programs)
+        lines.append(
+            f"{len(programs)} programs, each compiled in {duration(took[0])} to {duration(took[-1])}; "
+            f"{duration(result['seconds']['compile'])} of it was waited for"
+        )
     if result.get("stopped"):
         lines.append(
             f"{result['stopped']} stopped early, {result['refilled']} lanes refilled; {result['occupancy']:.1%} of the "
