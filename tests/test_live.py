@@ -113,6 +113,9 @@ def test_the_panel_says_it_all_and_fits_the_terminal(tmp_path):
         lines = drawn(shown, width, height)
         assert len(lines) <= height, (width, height)
         assert max(map(len, lines)) <= width
+    narrow = " ".join(line.strip("│ ") for line in drawn(shown, 60, 24))
+    for words in ("2 infeasible", "momentum=1-0.01", "end: 3", "machine's boun…"):  # folded between words, or with dots
+        assert words in narrow, words
 
 
 def test_names_are_shown_as_they_are_and_style_nothing():

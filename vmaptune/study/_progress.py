@@ -161,5 +161,16 @@ class Counts:
             return None
         self.last_beat = now
         p = self.progress()
-        said = ("phase", "seconds", "steps_seen", "total_steps", "waiting", "refilled", "rungs", "bound", "until")
+        said = (
+            "phase",
+            "seconds",
+            "steps_seen",
+            "total_steps",
+            "alive",
+            "waiting",
+            "refilled",
+            "rungs",
+            "bound",
+            "until",
+        )
         return {"time": now, **{name: getattr(p, name) for name in said}}

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vmaptune.view.words import duration, number, setting, size
+from vmaptune.view.words import counted, duration, number, setting, size
 
 
 def summary(result: Mapping[str, Any]) -> str:
     """A finished study: the setting to use, how sure that is, and where everything lies."""
     seconds = result["seconds"]
     lines = [
-        f"{result['trials']} trials in {result['rounds']} rounds, {number(result['model_steps'])} model-steps, "
-        f"{duration(seconds['total'])} (compile {duration(seconds['compile'])}, train "
+        f"{result['trials']} trials in {counted(result['rounds'], 'round')}, "
+        f"{number(result['model_steps'])} model-steps, {duration(seconds['total'])} "
+        f"(compile {duration(seconds['compile'])}, train "
         f"{duration(seconds['train'])}, evaluate {duration(seconds['evaluate'])}); "
         f"{result['infeasible']} diverged",
         *_lane_lines(result),
@@ -142,10 +143,10 @@ def check_text(check: Any) -> str:
     confirm = f" + {budget.finalists} finalists × {budget.repeats} seeds" if budget.finalists else ""
     lines.append("")
     if check.minutes is not None:
+        rounds, each = counted(len(budget.rounds), "round"), number(check.seconds_per_trial * 1000, 3)
         lines.append(
-            f"minutes   {number(check.minutes)}: about {check.options.trials:,} trials in {len(budget.rounds)} rounds, "
-            f"by a first timing of {number(check.seconds_per_trial * 1000, 3)} ms a trial; the run measures again as "
-            f"it goes"
+            f"minutes   {number(check.minutes)}: about {check.options.trials:,} trials in {rounds}, by a first timing "
+            f"of {each} ms a trial; the run measures again as it goes"
         )
     lines += [
         f"trials    {' + '.join(map(str, budget.rounds))}{confirm}",

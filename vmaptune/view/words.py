@@ -43,3 +43,8 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def counted(count: int, what: str) -> str:
+    """1 round, 2 rounds."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -68,23 +68,32 @@ def panel(s: Snapshot, width: int, height: int) -> Any:
     from rich.text import Text
 
     inner = max(20, width - 4)
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="dim", no_wrap=True, min_width=6)
-    grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid = Table.grid(padding=0)
+    grid.add_column(style="dim", no_wrap=True, width=8)
+    grid.add_column(no_wrap=True, overflow="ellipsis", width=max(8, inner - 8))
     grid.add_row("rounds", _rounds(s))
     if s.rungs:
-        grid.add_row("rungs", Text(rungs(s), overflow="ellipsis"))
+        grid.add_row("rungs", Text(rungs(s), overflow="fold", no_wrap=False))
     grid.add_row("done", _bar(s, inner - 8))
-    grid.add_row("lanes", _lanes(s))
+    lanes = _lanes(s)
+    grid.add_row("lanes", lanes)
     if speed(s):
-        grid.add_row("speed", Text(speed(s) or ""))
+        grid.add_row("speed", Text(speed(s) or "", overflow="ellipsis"))
     if s.best is not None:
         grid.add_row("best", Text.assemble((f"{s.objective} {number(s.best)}", "bold green")))
         grid.add_row("", Text(settings(s.best_params), overflow="fold", no_wrap=False))
-    room = height - 9 - bool(s.rungs) - (len(settings(s.best_params)) // max(1, inner - 8))
+    room = (
+        height
+        - 7
+        - sum(-(-len(text) // max(1, inner - 8)) for text in (rungs(s), lanes.plain, settings(s.best_params)))
+    )
     shown = s.curves[: max(0, min(len(s.curves), room))]
     if shown:
-        grid.add_row("curves", Text("\n").join(_curves(shown, max(8, min(32, inner // 3)))))
+        longest = max(len(curve.values) for curve in shown)
+        lines = _curves(shown, max(8, min(32, inner // 3, longest)))
+        for line_ in lines:
+            line_.truncate(inner - 8, overflow="ellipsis")
+        grid.add_row("curves", Text("\n").join(lines))
     title = escape(s.name or s.directory)
     goal = escape(f"{s.direction} {s.objective}")
     quiet = s.silent is not None and s.silent > 60
@@ -164,7 +173,7 @@ def _lanes(s: Snapshot) -> Any:
     if s.refilled is not None:
         parts.append((f"{s.refilled} refilled", "" if s.refilled else "dim"))
     parts.append((f"{s.infeasible} infeasible", "yellow" if s.infeasible else "dim"))
-    text = Text()
+    text = Text(overflow="fold", no_wrap=False)
     for i, (words, style) in enumerate(parts):
         text.append(" · " if i else "", style="dim")
         text.append(words, style=style)
