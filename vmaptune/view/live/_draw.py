@@ -10,6 +10,7 @@ from vmaptune.view.live._spark import bounds_of, sparkline
 from vmaptune.view.words import duration, number
 
 WHERE = {"search": "round {round}/{rounds}", "confirm": "confirming", "compile": "compiling"}
+FOLDS_FROM = 16  # lines of a terminal: with fewer, what is too long for a line ends in dots
 ENDED = {"finished": "finished", "interrupted": "interrupted", "failed": "failed"}
 
 
@@ -68,14 +69,16 @@ def panel(s: Snapshot, width: int, height: int) -> Any:
     from rich.text import Text
 
     inner = max(20, width - 4)
+    folds = height >= FOLDS_FROM
+    wrapping: dict[str, Any] = {"overflow": "fold" if folds else "ellipsis", "no_wrap": not folds}
     grid = Table.grid(padding=0)
     grid.add_column(style="dim", no_wrap=True, width=8)
     grid.add_column(no_wrap=True, overflow="ellipsis", width=max(8, inner - 8))
     grid.add_row("rounds", _rounds(s))
     if s.rungs:
-        grid.add_row("rungs", Text(rungs(s), overflow="fold", no_wrap=False))
+        grid.add_row("rungs", Text(rungs(s), **wrapping))
     grid.add_row("done", _bar(s, inner - 8))
-    lanes = _lanes(s)
+    lanes = _lanes(s, wrapping)
     grid.add_row("lanes", lanes)
     if speed(s):
         grid.add_row("speed", Text(speed(s) or "", overflow="ellipsis"))
@@ -159,7 +162,7 @@ def _bar(s: Snapshot, width: int) -> Any:
     return row
 
 
-def _lanes(s: Snapshot) -> Any:
+def _lanes(s: Snapshot, wrapping: Mapping[str, Any]) -> Any:
     from rich.text import Text
 
     parts = []
@@ -173,7 +176,7 @@ def _lanes(s: Snapshot) -> Any:
     if s.refilled is not None:
         parts.append((f"{s.refilled} refilled", "" if s.refilled else "dim"))
     parts.append((f"{s.infeasible} infeasible", "yellow" if s.infeasible else "dim"))
-    text = Text(overflow="fold", no_wrap=False)
+    text = Text(**wrapping)
     for i, (words, style) in enumerate(parts):
         text.append(" · " if i else "", style="dim")
         text.append(words, style=style)
