@@ -27,6 +27,7 @@ import vmaptune as vt
 
 ROOT = Path(__file__).resolve().parent
 TRIALS, FRESH = 256, 16
+SEARCH = ("sampler", "zoom", "refine", "surrogate", "decide", "confirm")  # what the zoom consists of
 RESULTS = ROOT / "results" / "search_quality_cpu2.json"
 
 
@@ -105,11 +106,8 @@ def source_versions() -> dict[str, str]:
     files = [quality / "_tasks.py", quality / "_trainer.py"]
     found = {"value": files}
     found["rival"] = [*files, quality / "_methods.py"]
-    found["zoom"] = [
-        *found["rival"],
-        *sorted((package / "search").glob("*.py")),
-        *sorted((package / "space").glob("*.py")),
-    ]
+    search = [package / "search" / f"{name}.py" for name in SEARCH]
+    found["zoom"] = [*found["rival"], *search, *sorted((package / "space").glob("*.py"))]
     return {
         name: hashlib.sha256(b"".join(f.read_bytes() for f in parts)).hexdigest()[:16] for name, parts in found.items()
     }

@@ -93,8 +93,8 @@ def page(found: Mapping[str, Any]) -> str:
         "their trainings; the samplers that go one at a time hand over the best that they saw, as Optuna does.",
         "",
         "The search's defaults were chosen on five of these tasks (digits mlp, few noisy, ill conditioned, "
-        "interaction, trap) with the same study seeds; nothing was changed after the others had been seen. What a sampler takes for "
-        "itself is processor time, so that a busy machine does not count against it.",
+        "interaction, trap) with the same study seeds; nothing was changed after the others had been seen. What a "
+        "sampler takes for itself is processor time, so that a busy machine does not count against it.",
         "",
         "![Each method on each task against random search](pictures/search-quality.svg)",
         "",
