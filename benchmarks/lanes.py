@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ Row = dict[str, Any]
 
 
 def run(experiment: Path, out: Path, cold: bool = False, **options: Any) -> dict[str, Any]:
-    """A study through the real command; its result, with the seconds of the whole process.
+    """A study through the real command; its result, with the seconds of the whole process, and of its processors.
 
     `cold` leaves the cache of compiled programs out: where compilation is part of what is measured.
     """
@@ -36,11 +37,15 @@ def run(experiment: Path, out: Path, cold: bool = False, **options: Any) -> dict
     command = [sys.executable, "-m", "vmaptune", "run", str(experiment), "--quiet", "--json", "--no-report", "--out",
                str(out), *words]  # fmt: skip
     started = time.perf_counter()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = used.ru_utime + used.ru_stime
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"} if cold else None
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1]) | {"wall": time.perf_counter() - started}
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = {"wall": time.perf_counter() - started, "processor": after.ru_utime + after.ru_stime - before}
+    return json.loads(done.stdout.splitlines()[-1]) | spent
 
 
 def _option(name: str, value: Any) -> list[Any]:
@@ -53,14 +58,14 @@ def occupancy(quick: bool, folder: Path) -> Iterator[Row]:
     found = run(EXPERIMENTS / "digits_mlp.py", folder / "occupancy", trials=512 if quick else 1024, rounds=4, lanes=64,
                 halving="eta=3,min_steps=20", set="width=64")  # fmt: skip
     yield row("occupancy, digits MLP, 64 lanes", found["occupancy"], "at least 0.95", found["occupancy"] >= 0.95,
-              trials=found["trials"], stopped=found["stopped"], refilled=found["refilled"], wall=found["wall"],
-              error=found["best"]["value"])  # fmt: skip
+              trials=found["trials"], stopped=found["stopped"], refilled=found["refilled"], moved=found["moved"],
+              wall=found["wall"], error=found["best"]["value"])  # fmt: skip
     yield row("compilations with refills", found["compilations"], "one program, one for the test part",
               found["compilations"] <= 2)  # fmt: skip
 
 
 def refill(quick: bool, folder: Path) -> Iterator[Row]:
-    """A segment in which two thirds of the lanes are refilled, against one in which none is."""
+    """What refills add: to a segment in which two thirds of the lanes are refilled, and to a whole stream of trials."""
     import jax
 
     program, hp, seeds = digits_program(lanes=8, width=64)
@@ -76,8 +81,46 @@ def refill(quick: bool, folder: Path) -> Iterator[Row]:
         times[bool(i % 2)].append(time.perf_counter() - started)
     plain, refilled = (float(np.median(t)) for t in (times[False], times[True]))
     share = refilled / plain - 1
-    yield row("time that refills add to a segment", share, "at most 0.02", share <= 0.02, segment_steps=steps,
-              milliseconds=[plain * 1e3, refilled * 1e3])  # fmt: skip
+    yield row("time that refilling two thirds of the lanes adds to a segment", share, "at most 0.02", share <= 0.02,
+              segment_steps=steps, milliseconds=[plain * 1e3, refilled * 1e3])  # fmt: skip
+    for first in (20, 100):  # steps to the first rung, where two trials in three end
+        real, still = (
+            [stream(program, refilled, first) for _ in range(1 if quick else 2)] for refilled in (True, False)
+        )
+        with_, without = (min(seconds for seconds, _ in runs) for runs in (real, still))
+        share = with_ / without - 1
+        yield row(f"time that refills add to a stream of trials, first rung at {first} steps", share, "at most 0.02",
+                  share <= 0.02, refilled=real[0][1], milliseconds_a_call=[without * 1e3, with_ * 1e3])  # fmt: skip
+
+
+def stream(program: Any, refilled: bool, first: int) -> tuple[float, int]:
+    """Seconds of one call of 16 of 64 lanes, host work and all, in segments up to the first rung: with trials that end
+    as halving ends them and lanes that are refilled, or with trials that train on; and how many were refilled."""
+    from dataclasses import replace
+
+    from vmaptune.engine.lanes import Lanes
+
+    calls = max(40, 4000 // first)
+    life = np.random.default_rng(0).choice([1, 3, 9, 20], 64 * calls, p=[2 / 3, 2 / 9, 2 / 27, 1 / 27]) * first
+    jobs = [replace(job, keep=False, steps=10**7) for job in _jobs(program, len(life) if refilled else 64, 1)]
+    lanes = Lanes(replace_every(program, first), capacity=64, prompt=True,
+                  on_points=lambda ps: [p.trial for p in ps if refilled and p.step >= life[p.trial]])  # fmt: skip
+    lanes.submit(jobs)
+    for _ in range(8):
+        lanes.advance()
+    started = time.perf_counter()
+    for _ in range(calls):
+        lanes.advance()
+    lanes.settle()
+    return (time.perf_counter() - started) / calls, lanes.refilled
+
+
+def replace_every(program: Any, every: int) -> Any:
+    """The program with segments of another length; nothing is compiled for that."""
+    from dataclasses import replace
+
+    program.plan = replace(program.plan, every=every)
+    return program
 
 
 def halving(quick: bool, folder: Path) -> Iterator[Row]:
@@ -207,10 +250,11 @@ def structure(quick: bool, folder: Path) -> Iterator[Row]:
         how = f"estimated from {programs} of 108 programs"
     else:
         groups = run(STRUCTURE, folder / "groups", cold=True, trials=432, rounds=1, structure="groups")
-        seconds, how = groups["seconds"]["total"], "measured"
+        seconds, how = groups["seconds"]["total"], f"measured, all {len(groups['programs'])} programs"
     share = found["seconds"]["total"] / seconds
     yield row("108 shapes, 432 trials: time of the study, of one program per shape", share, "at most 0.4", share <= 0.4,
-              seconds=[found["seconds"]["total"], seconds], how=how, compilations=found["compilations"])  # fmt: skip
+              seconds=[found["seconds"]["total"], seconds], processor_seconds=[found["processor"], groups["processor"]],
+              how=how, compilations=found["compilations"])  # fmt: skip
     yield row("programs", chosen["programs"], "for the record", True, static=chosen["static"],
               candidates=chosen["candidates"])  # fmt: skip
     yield row("padded to true operations", chosen["padded_to_true"], "for the record", True)

@@ -213,6 +213,7 @@ def test_halving_stops_most_trials_early_and_confirms_on_full_budgets(halved):
     assert 0.5 < result["occupancy"] <= 1
     assert halved.ledger.decisions("lanes")[-1].data["occupancy"] == result["occupancy"]
     assert result["model_steps"] == sum(t.steps for t in trials)
+    assert result["moved"] > 0  # at the end, trials that were left moved together into fewer calls
     assert halved.best_trial.state == State.COMPLETE
 
 

@@ -249,12 +249,10 @@ class Lanes:
             column[i] = job.settings[name]
 
     def _put_settings(self, chunk: _Chunk) -> None:
-        put = self.program.put
-        # copies: on a CPU device_put may share the host's memory, which the next fill writes to
-        chunk.on_device = (
-            {name: put(column.copy()) for name, column in chunk.hp.items()},
-            put(np.array(chunk.seeds, copy=True)),
-        )
+        # copies: on a CPU device_put may share the host's memory, which the next fill writes to; and in one call, since
+        # each takes some 50 microseconds
+        settings = {name: column.copy() for name, column in chunk.hp.items()}
+        chunk.on_device = self.program.put((settings, np.array(chunk.seeds, copy=True)))
 
     def _closed_tiles(self, chunk: _Chunk) -> set[int]:
         """Tiles that nobody may enter: in lockstep, those in which somebody still trains."""

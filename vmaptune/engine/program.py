@@ -254,9 +254,9 @@ class Program:
         """A state of zeros, to be filled by a first segment in which every lane is fresh."""
         return jax.tree.map(lambda s: jax.device_put(np.zeros(s.shape, s.dtype), self.by_lane), self.state_shapes())
 
-    def put(self, array: np.ndarray) -> jax.Array:
-        """A host array `[L, ...]` on the devices that hold its lanes."""
-        return jax.device_put(array, self.by_lane)
+    def put(self, arrays: Any) -> Any:
+        """A host array `[L, ...]`, or a tree of them, on the devices that hold its lanes."""
+        return jax.device_put(arrays, self.by_lane)
 
     def run(self, state: Any, hp: Any, seeds: Any, fresh: np.ndarray | None, limits: Any, n: int) -> tuple[Any, Result]:
         """Dispatches one segment of `n` steps; returns at once.

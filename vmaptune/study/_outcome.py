@@ -80,6 +80,7 @@ def outcome(
         "stopped": counts.stopped,
         "occupancy": counts.occupancy,
         "refilled": counts.refilled,
+        "moved": counts.moved,
         "warnings": counts.warnings,
     }
 

@@ -84,6 +84,7 @@ class Counts:
     live_steps: int = 0  # of these, on trials that were going well
     steps_seen: int = 0
     refilled: int = 0  # of the rounds before
+    moved: int = 0  # trials that moved into another call, so that fewer calls hold what is left
     rungs: Sequence[tuple[int, int]] = ()
     bound: float | None = None
     until: float | None = None
@@ -106,11 +107,12 @@ class Counts:
         self.lane_steps += lanes.lane_steps
         self.live_steps += lanes.live_steps
         self.refilled += lanes.refilled
+        self.moved += lanes.moves
 
     def lane_summary(self) -> dict[str, Any]:
         """What the lanes have done so far, as it stands in the ledger."""
         return {"lane_steps": self.lane_steps, "live_steps": self.live_steps, "occupancy": self.occupancy,
-                "refilled": self.refilled, "stopped": self.stopped}  # fmt: skip
+                "refilled": self.refilled, "moved": self.moved, "stopped": self.stopped}  # fmt: skip
 
     @property
     def occupancy(self) -> float | None:
