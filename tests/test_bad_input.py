@@ -344,7 +344,7 @@ OPTIONS = {
     "trials": args("trials must be .* at least 1, but got 0\nleave --trials out for .*512", "--trials", "0"),
     "keep": args("keep.* must be above 0 and at most 1, but got 2\n0.15 is the default", "--keep", "2"),
     "keep, NaN": args("keep.* must be above 0 and at most 1, but got nan", "--keep", "nan"),
-    "rounds": args("rounds must be .* at least 1, but got 0\nleave --rounds out for .*4", "--rounds", "0"),
+    "rounds": args("rounds must be .* at least 1, but got 0\nleave --rounds out for .*6", "--rounds", "0"),
     "more rounds than trials": args(
         "each round needs at least one trial\ntrials=3, rounds=4\nmore trials or fewer",
         "--trials", "3", "--rounds", "4"),
@@ -352,7 +352,7 @@ OPTIONS = {
     "steps": args("steps must be .* at least 1, but got 0\nleave --steps out", "--steps", "0"),
     "too many steps": args("steps must be at most 2147483647, but got 9999999999\nfewer", "--steps", "9999999999"),
     "lanes": args("lanes must be .* at least 1, but got 0\nleave --lanes out", "--lanes", "0"),
-    "method": args("method must be one of random, sobol, halton, grid, pbt, but got 'foo'", "--method", "foo"),
+    "method": args("method must be one of random, sobol, halton, grid, pbt, optuna:tpe, .*, but got 'foo'", "--method", "foo"),
     "set an unknown name": args(
         "--set depth=\\.\\.\\.: the space has no setting 'depth'\nlearning_rate, x, width", "--set", "depth=3"),
     "set without a value": args("--set must read NAME=EXPR\nlearning_rate=0.01\nbut got 'x'", "--set", "x"),
