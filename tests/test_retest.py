@@ -75,7 +75,7 @@ def test_verdicts(old, rivals, answer):
 
 
 def test_the_same_data_say_still_best(old, tmp_path):
-    study = retest(old, out=tmp_path / "again", repeats=12, report=False)
+    study = retest(old, out=tmp_path / "again", repeats=24, report=False)
     found = study.result["retest"]
     assert found["verdict"] == STILL_BEST
     assert found["of"] == str(old)

@@ -11,7 +11,7 @@ from vmaptune.store.checkpoints import Checkpoints
 from vmaptune.store.ledger import LedgerReader
 
 NEVER = "1000000"
-LONG = ["--trials", "512", "--steps", "1200", "--quiet", "--no-report"]
+LONG = ["--trials", "512", "--steps", "800", "--quiet", "--no-report"]
 
 
 def saves(bench: Bench, pairs: int) -> None:

@@ -51,6 +51,12 @@ def trials_of(plain: Mapping[str, Any]) -> list[int]:
     return [*held, *plain["queue"], *(owner[1] for one in plain["pending"] for owner in one["owners"])]
 
 
+def settle(lanes: Lanes) -> None:
+    """Waits for the calls under way; they stay unread."""
+    jax.block_until_ready([chunk.state for chunk in lanes._chunks])
+    jax.block_until_ready([pending.result for pending in lanes._pending])
+
+
 def restore(lanes: Lanes, plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray], jobs: Mapping[int, Job]) -> None:
     """Makes lanes that nothing was submitted to go on from a moment. `jobs` holds at least the trials in it.
 

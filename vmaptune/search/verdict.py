@@ -30,7 +30,8 @@ def judge(old: Sequence[float], rivals: Mapping[int, Sequence[float]]) -> Verdic
 
     The answer is MOVED when the best rival is better at the 5 % level (Welch's t-test, one-sided, times the number
     of rivals); STILL_BEST when no rival can be better by more than the spread of one training over seeds (the upper
-    end of the 95 % interval of the best rival's gain is below the old setting's standard deviation); else UNCLEAR.
+    end of the 95 % interval of the best rival's gain is below the smaller of their standard deviations: a setting
+    that fails on some seeds has a large one, and would always be the best); else UNCLEAR.
     A setting of which a repeat is not finite is worse than any other.
 
     Source: Welch (1947), The generalization of "Student's" problem when several different population variances are
@@ -46,7 +47,7 @@ def judge(old: Sequence[float], rivals: Mapping[int, Sequence[float]]) -> Verdic
     p = min(1.0, p * len(finite))
     if p < LEVEL:
         return Verdict(MOVED, rival, gain, low, high, p)
-    spread = float(np.std(old, ddof=1)) if len(old) > 1 else 0.0
+    spread = min(float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in (old, finite[rival]))
     answer = STILL_BEST if high <= spread or (gain <= 0 and high <= 0) else UNCLEAR
     return Verdict(answer, rival, gain, low, high, p)
 

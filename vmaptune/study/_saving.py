@@ -25,11 +25,11 @@ class Saving:
         self.checkpoints, self.every = checkpoints, every
         self.stop = False  # somebody asked to stop at the next call
         self.taken = 0
-        self.seconds = 0.0  # that the training waited for saves, and for the calls under way before them
+        self.seconds = 0.0  # that the devices had nothing to do because of saves
         self._last = time.monotonic()
 
-    def between_calls(self, now: Callable[[], Snapshot]) -> None:
-        """Saves when it is time to.
+    def between_calls(self, now: Callable[[], Snapshot], settle: Callable[[], None] = lambda: None) -> None:
+        """Saves when it is time to. `settle` waits for the calls under way: time that no save costs.
 
         Raises:
           Interrupted: somebody asked to stop. StudyError: the last checkpoint could not be written.
@@ -38,6 +38,7 @@ class Saving:
             self.save(now, wait=True)
             raise Interrupted
         if time.monotonic() - self._last >= self.every and not self.checkpoints.busy:
+            settle()
             self.save(now)
 
     def stop_now_if_asked(self) -> None:

@@ -96,7 +96,7 @@ class Training:
                 sum(each.live_steps for each in self.lanes.values()),
                 sum(each.lane_steps for each in self.lanes.values()),
             )
-            self.saving.between_calls(self.snapshot)
+            self.saving.between_calls(self.snapshot, self.settle)
         self.counts.lanes = ()
         spent = time.perf_counter() - started - waited
         evaluating = 0.0
@@ -132,6 +132,11 @@ class Training:
             self.lanes[group.number].submit(jobs)
         self._later = later
         self.counts.lanes = list(self.lanes.values())
+
+    def settle(self) -> None:
+        """Waits for the calls under way; reads nothing of what came of them."""
+        for each in self.lanes.values():
+            moments.settle(each)
 
     def snapshot(self, *, ended: bool = False) -> Snapshot:
         """This moment between two calls; or, once all lanes are empty, the end of a round."""
