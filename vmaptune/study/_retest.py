@@ -73,7 +73,7 @@ class Retest(StudyRun):
         settings += [(params, None) for params in self._drawn(self.first, retest["draws"] - half, 1)]
         rows = self._trained(self._add_round("search", self.first, settings), keep=False)
         standings = self._standings(rows)
-        old = standings[:olds]
+        old = best(standings[:olds], olds) or standings[:1]
         rivals = best([s for s in standings[olds:] if all(s.params != o.params for o in old)], RIVALS)
         self.counts.round, self.counts.phase = 1, "confirm"
         again = [(s.params, s.trial) for s in (*old, *rivals) for _ in range(repeats)]
@@ -82,7 +82,7 @@ class Retest(StudyRun):
         for (_, of), row in zip(again, trained, strict=True):
             values.setdefault(of, []).append(self._scored(row).value)
         ranked = rank(values)
-        champion = old[0]  # the old study's winner, which is in use; its other settings are rivals too
+        champion = old[0]  # the best of the old by the first round: the second one judges it, unseen
         verdict = judge(values[champion.trial], {s.trial: values[s.trial] for s in (*old[1:], *rivals)})
         by_trial = {s.trial: s for s in (*old, *rivals)}
         moved_to = by_trial[verdict.rival] if verdict.rival is not None else champion
