@@ -28,9 +28,14 @@ def live(directory: str) -> Any:
     """The panel as `watch` would have shown it when the study last wrote."""
     with LedgerReader.open(directory) as reader:
         said = reader.meta()["live"]
-        rate = said["steps_seen"] / said["seconds"]
+        rate = said["steps_seen"] / (said["time"] - reader.rounds()[0].started)  # since everything was compiled
         shown = replace(
-            from_ledger(reader), silent=None, seconds=said["seconds"], rate=rate, directory="runs/digits_mlp"
+            from_ledger(reader),
+            state="running",
+            silent=None,
+            seconds=said["seconds"],
+            rate=rate,
+            directory="runs/digits_mlp",
         )
     return panel(shown, WIDTH, HEIGHT)
 

@@ -123,6 +123,34 @@ def test_names_are_shown_as_they_are_and_style_nothing():
     assert "[red]x[/] · minimize [bold]y" in "\n".join(drawn(shown))
 
 
+def test_what_no_summary_says_again_is_said_though_notes_are_left_out(monkeypatch):
+    out = io.StringIO()
+    view = views.PlainLines(out, notes=False)
+    view.note("a warning")
+    view.say("stopping after this segment")
+    terminal = views.TerminalView(screen := Terminal(), notes=False)
+    terminal.note("a warning")
+    terminal.say("stopping after this segment")
+    assert out.getvalue() == "stopping after this segment\n"
+    assert screen.getvalue().strip() == "stopping after this segment"
+
+
+@pytest.mark.parametrize(
+    ("losses", "shown"), [([], True), ([(5, 0.5), (10, float("nan"))], True), ([(5, float("nan"))], False)]
+)
+def test_a_task_without_a_loss_shows_none_in_panda_mode(losses, shown):
+    from rich.console import Console
+
+    from vmaptune.view.live._panda import Picture, panda_line, panda_panel
+
+    picture = Picture(name="x", objective="error", step=10, steps=40, losses=losses, values=[(10, 0.2)],
+                      settings={"a": 0.1}, chosen="a")  # fmt: skip
+    console = Console(file=io.StringIO(), width=60, height=20)
+    console.print(panda_panel(picture, 60, 20))
+    assert ("training loss" in console.file.getvalue()) == shown
+    assert ("loss" in panda_line(picture)) == (shown and bool(losses))
+
+
 def test_a_log_gets_plain_lines_at_new_phases_and_now_and_then():
     out = io.StringIO()
     view = views.live(out)

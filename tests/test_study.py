@@ -273,6 +273,7 @@ def test_an_interrupted_study_is_saved_and_says_how_to_go_on(tmp_path, signal_na
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"everything is saved; go on with: python -m vmaptune resume {out}" in errors
+    assert "stopping after this segment; once more stops at once" in errors
     assert "Traceback" not in errors
     study = vt.load(out)
     states = study.ledger.counts()

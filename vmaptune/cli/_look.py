@@ -22,7 +22,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _status(args: argparse.Namespace) -> int:
-    from vmaptune.store.ledger import LedgerReader, State
+    from vmaptune.store.ledger import LedgerReader
     from vmaptune.store.tables import format_rows
 
     reader = LedgerReader.open(args.study)
@@ -36,8 +36,9 @@ def _status(args: argparse.Namespace) -> int:
     }
     print(format_rows([row], list(row), args.format))
     if row["state"] not in ("finished", "running") and args.format == "table":
-        left = counts[State.RUNNING]
-        print(f"{left} trials are under way; go on with: python -m vmaptune resume {shlex.quote(str(args.study))}")
+        left = reader.meta().get("options", {}).get("trials", 0) - sum(n for s, n in counts.items() if s.ended)
+        how = f"python -m vmaptune resume {shlex.quote(str(args.study))}"
+        print(f"{left:,} trials are still to be trained; go on with: {how}")
     return OK
 
 

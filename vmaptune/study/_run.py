@@ -153,7 +153,8 @@ class StudyRun:
           Interrupted: by Ctrl-C or SIGTERM; the study is saved, and `resume` goes on with it.
         """
         try:
-            with self.saving.listening(self.counts.listener.note):
+            listener = self.counts.listener
+            with self.saving.listening(getattr(listener, "say", listener.note)):
                 return self._run_rounds()
         except BaseException as error:
             self._abandon(error)

@@ -40,6 +40,10 @@ class PlainLines:
         if self.notes:
             print(f"note: {text}", file=self.stream, flush=True)
 
+    def say(self, text: str) -> None:
+        """Prints what is of this moment: no summary will say it."""
+        print(text, file=self.stream, flush=True)
+
     def close(self) -> None:
         """Nothing is left to remove."""
 

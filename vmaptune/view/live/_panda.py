@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import sys
@@ -61,13 +62,10 @@ def panda_panel(p: Picture, width: int, height: int, keys: bool = True) -> Any:
     if p.paused:
         head.append("  paused", style="bold yellow")
     rows.append(head)
-    rows.append(
-        Text.assemble(
-            (f"⣿ {p.objective} {number(last) if last is not None else '-'}", "green"),
-            "   ",
-            (f"⣿ training loss {number(loss) if loss is not None else '-'}", "blue"),
-        )
-    )
+    legend = Text(f"⣿ {p.objective} {number(last) if last is not None else '-'}", style="green")
+    if not p.losses or any(value is not None and math.isfinite(value) for _, value in p.losses):  # else it has none
+        legend.append(f"   ⣿ training loss {number(loss) if loss is not None else '-'}", style="blue")
+    rows.append(legend)
     tall = max(3, min(14, height - 11 - min(3, len(p.marks))))
     curves = [("bright_black", p.given_up), ("blue", p.losses), ("green", p.values)]
     rows += plot(curves, p.steps, inner, tall, [(step, kind) for step, kind, _ in p.marks])
@@ -93,7 +91,7 @@ def panda_line(p: Picture) -> str:
     last = p.values[-1][1] if p.values else None
     loss = p.losses[-1][1] if p.losses else None
     parts = [f"step {p.step}/{p.steps}"]
-    if loss is not None:
+    if loss is not None and any(value is not None and math.isfinite(value) for _, value in p.losses):
         parts.append(f"loss {number(loss)}")
     if last is not None:
         parts.append(f"{p.objective} {number(last)}")

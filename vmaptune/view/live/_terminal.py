@@ -52,6 +52,10 @@ class TerminalView:
         if self.notes:
             self.console.print(f"note: {text}", markup=False)
 
+    def say(self, text: str) -> None:
+        """Prints what is of this moment above the panel: no summary will say it."""
+        self.console.print(text, markup=False)
+
     def close(self) -> None:
         """Removes the panel; the summary says what it said."""
         self._over.set()
