@@ -5,11 +5,7 @@ The rates are measured once per machine and kept beside the measured plans.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vmaptune.engine import kept
 from vmaptune.engine.devices import cache_folder, lane_mesh, machine
 from vmaptune.engine.program import LaneFunctions
 
@@ -74,16 +71,16 @@ def _jaxprs(params: Any) -> list[Any]:
 
 @lru_cache(maxsize=1)
 def _file() -> Any:
-    name = hashlib.sha256(repr(sorted(machine().items())).encode()).hexdigest()[:32]
+    name = kept.digest(sorted(machine().items()))
     return cache_folder() / "machines" / f"{name}.json"
 
 
 def known_rates() -> MachineRates | None:
     """The rates that were measured on this machine before, if they were."""
     try:
-        found = json.loads(_file().read_text(encoding="utf-8"))
+        found = kept.read(_file())
         rates = MachineRates(float(found["flops"]), float(found["bytes"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     return rates if rates.flops > 0 and rates.bytes > 0 else None
 
@@ -121,9 +118,5 @@ def measured_rates() -> MachineRates:
         flops=2.0 * n**3 * products * devices / seconds(multiply, x, w),
         bytes=2.0 * array.nbytes * passes / seconds(copy, array),
     )
-    beside = _file().with_suffix(f".{os.getpid()}")
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs the next run half a second
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(asdict(rates)), encoding="utf-8")
-        beside.replace(_file())
+    kept.write(_file(), asdict(rates))
     return rates

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from vmaptune.engine import kept
 from vmaptune.engine.devices import cache_folder, machine
 from vmaptune.rewrite import ConvShape, fastest
 
@@ -22,31 +19,16 @@ def fastest_convolutions(shapes: Iterable[ConvShape], lanes: int, run_seconds: f
     What was measured before on this machine costs nothing; the others are measured where that takes at most a twentieth
     of the run, `run_seconds` long, and are left out otherwise.
     """
-    file = cache_folder() / "plans" / f"convolutions-{_key(lanes)}.json"
+    file = cache_folder() / "plans" / f"convolutions-{kept.digest([lanes, sorted(machine().items())])}.json"
     known = _read(file)
     shapes = list(shapes)
     new = [shape for shape in shapes if str(shape) not in known]
     if new and len(new) * SECONDS <= SHARE * run_seconds:
         known |= {str(shape): method for shape, method in fastest(new, lanes).items()}
-        _write(file, known)
+        kept.write(file, known)
     return {str(shape): known[str(shape)] for shape in shapes if str(shape) in known}
 
 
-def _key(lanes: int) -> str:
-    return hashlib.sha256(repr([lanes, sorted(machine().items())]).encode()).hexdigest()[:32]
-
-
 def _read(file: Path) -> dict[str, str]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return {shape: method for shape, method in found.items() if isinstance(method, str)}
-    except (OSError, ValueError, AttributeError):
-        return {}
-
-
-def _write(file: Path, known: dict[str, str]) -> None:
-    beside = file.with_suffix(f".{os.getpid()}")
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        beside.replace(file)
+    found = kept.read(file)
+    return {s: method for s, method in found.items() if isinstance(method, str)} if isinstance(found, dict) else {}

@@ -6,10 +6,6 @@ plan is never slower than that. What was measured is kept per program and machin
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +15,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from vmaptune.engine import kept
 from vmaptune.engine.devices import cache_folder, machine
 from vmaptune.engine.plan import Costs, Plan, default_plan
 from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
+from vmaptune.engine.rate import small_settings
 
 SPEED = 2e10  # operations a second that small models reach on one CPU core: for the guess whether measuring pays
 LEAST_SECONDS = 100.0  # of a group's training; candidates compile for some seconds, and that is to stay below 5 %
@@ -68,7 +66,7 @@ def planned(
         if measure is None and (seconds < LEAST_SECONDS or jax.default_backend() != "cpu"):
             return Planned(guess, "from sizes: too small a run to measure for", {})
         measured, why = _measured(functions, guess, trials, shared), "measured now"
-        _write(file, measured)
+        kept.write(file, measured)
     lanes = min(measured, key=measured.__getitem__)
     plan = default_plan(costs, steps=steps, trials=trials, pinned={**pinned, "lanes": lanes})
     return Planned(plan, why, measured)
@@ -102,10 +100,7 @@ def model_step_seconds(program: Program) -> float:
     A segment of many steps less one of a single step, so that evaluation and the call itself are left out.
     """
     width = program.plan.width
-    # small floats, so that nothing diverges at once; a whole number is a count, of which there is at least one
-    small = {n: 1 if np.issubdtype(s.dtype, np.integer) else 0.01 for n, s in program.traced.items()}
-    hp = {n: program.put(np.full(width, small[n], s.dtype)) for n, s in program.traced.items()}
-    seeds = program.put(np.arange(width, dtype=np.uint32))
+    hp, seeds = small_settings(program)
     limits = program.put(np.full(width, 2**31 - 1, np.int32))
     state, result = program.run(program.empty(), hp, seeds, np.ones(width, bool), limits, 1)
     jax.block_until_ready(result)
@@ -128,23 +123,14 @@ def model_step_seconds(program: Program) -> float:
 def _key(functions: LaneFunctions, devices: int) -> str:
     """What a measurement holds for: the traced step and the machine."""
     what = [str(functions.step.jaxpr), devices, sorted(machine().items())]
-    return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
+    return kept.digest(what)
 
 
 def _read(file: Path) -> dict[int, float]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return {int(lanes): float(micros) for lanes, micros in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+        return {int(lanes): float(micros) for lanes, micros in kept.read(file).items()}
+    except (ValueError, AttributeError, TypeError):
         return {}  # not measured, or a damaged file: it is measured again
-
-
-def _write(file: Path, measured: Mapping[int, float]) -> None:
-    beside = file.with_suffix(f".{os.getpid()}")
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs the next run some seconds
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(measured), encoding="utf-8")
-        beside.replace(file)
 
 
 def why(found: Planned) -> str:

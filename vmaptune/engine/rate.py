@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,14 +36,20 @@ class TileRate:
         return (self.fill + steps * self.step + steps / plan.every * self.evaluate) / (plan.lanes * plan.devices)
 
 
+def small_settings(program: Program) -> tuple[dict[str, Any], Any]:
+    """Settings, each `[L]` by name, and seeds `[L]` to time a program with."""
+    width = program.plan.width
+    # small floats, so that nothing diverges at once; a whole number is a count, of which there is at least one
+    small = {n: 1 if np.issubdtype(s.dtype, np.integer) else 0.01 for n, s in program.traced.items()}
+    hp = {n: program.put(np.full(width, small[n], s.dtype)) for n, s in program.traced.items()}
+    return hp, program.put(np.arange(width, dtype=np.uint32))
+
+
 def tile_rate(program: Program) -> TileRate:
     """Times a program. The other tiles are idle, so it takes little even where the program has many."""
     plan = program.plan
     live = np.arange(plan.width) // plan.lanes % plan.tiles == 0  # [L], the first tile of each device
-    # small floats, so that nothing diverges at once; a whole number is a count, of which there is at least one
-    small = {n: 1 if np.issubdtype(s.dtype, np.integer) else 0.01 for n, s in program.traced.items()}
-    hp = {n: program.put(np.full(plan.width, small[n], s.dtype)) for n, s in program.traced.items()}
-    seeds = program.put(np.arange(plan.width, dtype=np.uint32))
+    hp, seeds = small_settings(program)
     limits = program.put(np.where(live, 2**31 - 1, 0).astype(np.int32))
     state = program.empty()
 
