@@ -1,5 +1,27 @@
-"""Every test runs with a host device per core, as the command line does."""
+"""Every test runs with a host device per core, as the command line does. What the tests of several files begin with."""
+
+from pathlib import Path
+
+import pytest
 
 import vmaptune as vt
 
 vt.prepare_devices()
+
+from interrupted import OPTIONS, TASK  # noqa: E402 - it may start JAX
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    """The experiment that is interrupted, as a file."""
+    path = tmp_path_factory.mktemp("code") / "task.py"
+    path.write_text(TASK)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(file, tmp_path_factory) -> Path:
+    """The study that nothing happened to."""
+    out = tmp_path_factory.mktemp("reference") / "s"
+    vt.run(file, out=out, **OPTIONS)
+    return out

@@ -31,21 +31,6 @@ from vmaptune.study._resume import last_moment
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("code") / "task.py"
-    path.write_text(TASK)
-    return path
-
-
-@pytest.fixture(scope="module")
-def reference(file, tmp_path_factory) -> Path:
-    """The study that nothing happened to."""
-    out = tmp_path_factory.mktemp("reference") / "s"
-    vt.run(file, out=out, **OPTIONS)
-    return out
-
-
 # ---- lanes -----------------------------------------------------------------------------------------------
 
 

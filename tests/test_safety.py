@@ -27,13 +27,6 @@ UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "m
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("code") / "task.py"
-    path.write_text(TASK)
-    return path
-
-
-@pytest.fixture(scope="module")
 def study(file, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("study") / "s"
     vt.run(file, out=out, **OPTIONS).close()

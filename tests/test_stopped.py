@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from interrupted import OPTIONS, TASK, Crash, content
+from interrupted import OPTIONS, Crash, content
 
 import vmaptune as vt
 from vmaptune.cli import main
@@ -40,20 +40,6 @@ class At:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("code") / "task.py"
-    path.write_text(TASK)
-    return path
-
-
-@pytest.fixture(scope="module")
-def reference(file, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("reference") / "s"
-    vt.run(file, out=out, **OPTIONS)
-    return out
 
 
 @pytest.fixture(scope="module")
