@@ -47,7 +47,7 @@ def expected_steps_in_all(study: StudyRun) -> int:
     """The model-steps that a study will have done at its end, as far as can be told now."""
     counts, training, stopping = study.counts, study.training, study.options.stopping
     every = max((group.plan.every for group in study.groups), default=1)
-    steps = study.experiment.total_steps(study._first_params())
+    steps = study.experiment.total_steps(study.first_params())
     total = float(counts.steps_seen)
     for row in training.rows.values():
         if row.state == State.RUNNING:
@@ -89,7 +89,7 @@ class Pace:
         if budget is not None:
             self._take(budget)
             return
-        study, params = self.study, self.study._first_params()
+        study, params = self.study, self.study.first_params()
         group = statics.group_of(params)
         try:
             functions = LaneFunctions(study.task, dict(group), lane_arguments(study.first, statics.traced))

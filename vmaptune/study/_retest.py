@@ -15,7 +15,8 @@ from vmaptune.search.verdict import judge
 from vmaptune.search.zoom import best
 from vmaptune.space import Space
 from vmaptune.store.ledger import LedgerReader
-from vmaptune.study._run import Params, StudyRun
+from vmaptune.study._rounds import Params
+from vmaptune.study._run import StudyRun
 
 TOP, REPEATS, DRAWS = 3, 8, 64
 RIVALS = 3
@@ -71,16 +72,16 @@ class Retest(StudyRun):
         around, half = Space.from_json(retest["around"]), retest["draws"] // 2
         settings += [(params, None) for params in self._drawn(around, half, 0)]
         settings += [(params, None) for params in self._drawn(self.first, retest["draws"] - half, 1)]
-        rows = self._trained(self._add_round("search", self.first, settings), keep=False)
-        standings = self._standings(rows)
+        rows = self.rounds.train(self.rounds.add("search", self.first, settings), keep=False)
+        standings = self.rounds.standings(rows)
         old = best(standings[:olds], olds) or standings[:1]
         rivals = best([s for s in standings[olds:] if all(s.params != o.params for o in old)], RIVALS)
         self.counts.round, self.counts.phase = 1, "confirm"
         again = [(s.params, s.trial) for s in (*old, *rivals) for _ in range(repeats)]
         values: dict[int, list[float]] = {}
-        trained = self._trained(self._add_round("confirm", None, again), keep=True)
+        trained = self.rounds.train(self.rounds.add("confirm", None, again), keep=True)
         for (_, of), row in zip(again, trained, strict=True):
-            values.setdefault(of, []).append(self._scored(row).value)
+            values.setdefault(of, []).append(self.rounds.scored(row).value)
         ranked = rank(values)
         champion = old[0]  # the best of the old by the first round: the second one judges it, unseen
         verdict = judge(values[champion.trial], {s.trial: values[s.trial] for s in (*old[1:], *rivals)})
@@ -96,7 +97,7 @@ class Retest(StudyRun):
             "p": verdict.p,
             "repeats": repeats,
         }
-        self._decide("retest", evidence)
+        self.rounds.decide("retest", evidence)
         winner = next(by_trial[c.trial] for c in ranked)
         return self._conclude(winner if math.isfinite(ranked[0].mean) else None, ranked, {"retest": evidence})
 

@@ -1,0 +1,190 @@
+"""What the rounds of a study try, and what is made of their results: the search, its zooms, the confirmation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vmaptune.search.confirm import Confirmed, finalists
+from vmaptune.search.decide import settle, shortlist
+from vmaptune.search.pbt import PBT
+from vmaptune.search.proposer import proposer_for
+from vmaptune.search.refine import propose
+from vmaptune.search.zoom import Scored, best, slice_of, zoom
+from vmaptune.space import Space
+from vmaptune.store.ledger import TrialRow
+from vmaptune.study._population import Population
+from vmaptune.study._rounds import Params
+from vmaptune.study._stopping import stopping_lanes
+from vmaptune.study._structure import within_padding
+
+if TYPE_CHECKING:
+    from vmaptune.study._run import StudyRun
+
+ALL_INFEASIBLE = (
+    "every trial was infeasible: no setting trained to a finite result. Lower the upper end of the learning rate, "
+    "check the loss for log(0) or division by 0, or train for fewer steps"
+)
+
+
+class Search:
+    """The rounds of one study as a search: one after the other, in one stream, or as populations."""
+
+    def __init__(self, study: StudyRun):
+        self.study = study
+        self._proposer = proposer_for(study.options.method, study.first, study.options.seed)
+        self._proposed: dict[int, list[Params]] = {}  # by round
+
+    def in_rounds(self) -> list[Scored]:
+        """The search rounds, one after the other. Returns the last slice."""
+        study = self.study
+        slice_: list[Scored] = []
+        number = 0
+        while study.cut(number):
+            found = study.rounds.standings(study.rounds.train(self.begin_round(number), self.keeps))
+            slice_ = slice_of([*slice_, *found], self._keep(number, len(slice_) + len(found)))
+            number += 1
+            if self._proposer is not None:
+                self._proposer.tell([(s.params, s.value) for s in found])
+            elif number < len(study.budget.rounds):
+                study.space = self._zoomed(study.space, slice_)
+        return slice_
+
+    def in_a_stream(self) -> list[Scored]:
+        """All search rounds in one stream: when the trials of a round have all entered lanes and one is free, the
+        next round begins, drawn from the zoom so far. Returns the last slice."""
+        study = self.study
+        study.rounds.train(self.begin_round(0), self.keeps)
+        while study.counts.round + 1 < len(study.budget.rounds):  # no lane was free before the last trial ended
+            study.space = self._zoomed(study.space, self._slice_so_far())
+            if study.cut(study.counts.round + 1):
+                study.rounds.train(self.begin_round(study.counts.round + 1), self.keeps)
+        return self._slice_so_far()
+
+    def as_populations(self) -> Scored | None:
+        """Population-based training, each group a population of its own. Returns the best member, as it ended."""
+        study = self.study
+        rows = self.begin_round(0)
+        snapshot, study.rounds.snapshot = study.rounds.snapshot, None
+        params = {row.trial: dict(row.params) for row in rows}
+        for decision in study.ledger.decisions("pbt"):  # of a study that goes on
+            params |= {copy["trial"]: copy["params"] for copy in decision.data["copies"]}
+        if not study.rounds.ended:
+            study.groups.prepare([row.params for row in rows])
+            study.training.restore_states()
+            moment = snapshot.plain.get("population") if snapshot else None
+            for group in study.groups:
+                if snapshot and (moment is None or group.number < moment["group"]):
+                    continue  # it had come to its end
+                members = [row for row in rows if row.group == group.number]
+                population = Population(study.training, group, members, PBT(), study.first)
+                population.train(snapshot if moment and group.number == moment["group"] else None)
+                params |= population.params
+            study.rounds.end(rows, keep=True)
+        (winner,) = best([study.rounds.scored(study.training.rows[row.trial]) for row in rows], 1) or (None,)
+        if winner is None:
+            study.counts.warn(ALL_INFEASIBLE)
+            return None
+        return replace(winner, params=params[winner.trial])
+
+    def confirm(self) -> tuple[Scored | None, list[Confirmed]]:
+        study = self.study
+        standings = study.rounds.standings(study.rounds.searched())
+        if study.pace:
+            study.pace.confirmation(standings)
+        chosen = (
+            shortlist(study.first, standings, study.budget.finalists)
+            if study.budget.finalists
+            else finalists(standings, 1)
+        )
+        if not chosen:
+            study.counts.warn(ALL_INFEASIBLE)
+            return None, []
+        if not study.budget.finalists:
+            return chosen[0], []
+        study.counts.round, study.counts.phase = study.counts.round + 1, "confirm"
+        settings = [(s.params, s.trial) for s in chosen for _ in range(study.budget.repeats)]
+        values: dict[int, list[float]] = {}
+        repeats = study.rounds.train(study.rounds.add("confirm", None, settings), keep=True)
+        for row in repeats:
+            assert row.of is not None
+            values.setdefault(row.of, []).append(study.rounds.scored(row).value)
+        ranked = settle(study.first, standings, values)
+        study.rounds.decide("confirm", {"ranked": [c.trial for c in ranked], "chances": [c.chance for c in ranked]})
+        return next(s for s in standings if s.trial == ranked[0].trial), ranked
+
+    def begin_next(self) -> None:
+        """Fills free lanes with the next round's trials: once half of this one's have come to a rung or to their end,
+        and few of them still wait for lanes of other groups."""
+        study = self.study
+        number = study.counts.round + 1
+        if study.counts.phase != "search" or number >= len(study.budget.rounds):
+            return
+        rows = [row for row in study.training.rows.values() if row.round == study.counts.round]
+        known = sum(row.state.ended or study.training.standing(row).rung > 0 for row in rows)
+        if 2 * known >= len(rows) and study.training.waiting() <= stopping_lanes(study.options):
+            slice_ = self._slice_so_far()
+            if not slice_:  # those known so far went wrong: the others are waited for
+                return
+            study.space = self._zoomed(study.space, slice_)
+            if study.cut(number):
+                study.training.add(self.begin_round(number), self.keeps)
+
+    def begin_round(self, number: int) -> list[TrialRow]:
+        """Draws a search round and writes it down."""
+        study = self.study
+        study.counts.round, study.counts.phase = number, "search"
+        there = [row for row in study.training.rows.values() if row.round == number]
+        if there and self._proposer is None:  # another library's sampler is to be asked again what it was asked
+            return there
+        repeats, first = study.options.repeats, len(study.training.rows)
+        settings: list[tuple[Params, int | None]] = []
+        for i, params in enumerate(self.settings_of(number)):
+            settings += [(params, None), *[(params, first + i * repeats)] * (repeats - 1)]
+        return study.rounds.add("search", study.space, settings)
+
+    def settings_of(self, number: int) -> list[Params]:
+        """What a round tries, drawn from the space as it is now."""
+        study = self.study
+        n = study.budget.rounds[number] // study.options.repeats
+        if self._proposer is not None:
+            if number not in self._proposed:
+                self._proposed[number] = self._proposer.ask(n)
+            return self._proposed[number]
+        known = [row for row in study.rounds.searched() if row.round < number] if number else []
+        so_far = [s for s in study.rounds.standings(known) if s.rung > 0]  # without those that have said nothing yet
+        return propose(
+            study.space, study.first, so_far, n, seed=(study.options.seed, number), method=study.options.design
+        )  # fmt: skip
+
+    def _zoomed(self, space: Space, slice_: list[Scored]) -> Space:
+        study = self.study
+        if not slice_:
+            study.counts.warn(
+                f"round {study.counts.round}: every trial was infeasible, so the next round draws from the same "
+                f"space; lower the upper end of the learning rate, or look for a loss that is never finite"
+            )
+            return space
+        finer = zoom(space, study.first, slice_, margin=study.options.margin, expand=study.options.expand)
+        if study.options.expand:
+            finer, notes = within_padding(finer, study.first, study.groups.statics)
+            for note in notes:
+                study.counts.warn(note)
+        study.rounds.decide("zoom", {"slice": [s.trial for s in slice_], "space": finer.to_json()})
+        return finer
+
+    def _slice_so_far(self) -> list[Scored]:
+        """The best of all trials so far: those that have ended, and those that train by the rung they reached."""
+        study = self.study
+        found = study.rounds.standings(study.rounds.searched())
+        return slice_of(found, self._keep(study.counts.round, len(found)))
+
+    def _keep(self, number: int, n: int) -> float:
+        """Which share of `n` settings is as many as a round's own share."""
+        study = self.study
+        return study.options.keep * (study.budget.rounds[number] // study.options.repeats) / n
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the search's own states are wanted: nothing will be confirmed, so the winner's is the model."""
+        return not self.study.budget.finalists
