@@ -379,6 +379,24 @@ def test_a_second_process_is_told_who_writes(file, tmp_path):
     assert study.ledger.counts()["COMPLETE"] > 0
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_study_without_confirmation_is_gone_on_with_in_its_second_round(file, tmp_path, n):
+    """What the round before kept is in a checkpoint of its end, which is not the end of this round."""
+
+    class CrashInRound(Crash):
+        def progress(self, progress):
+            if progress.round == 1 and progress.phase == "search":
+                super().progress(progress)
+
+    options = OPTIONS | {"trials": 8, "report": False}
+    vt.run(file, out=tmp_path / "whole", **options)
+    with pytest.raises(MemoryError):
+        vt.run(file, out=tmp_path / "s", listener=CrashInRound(n), save_every=60, **options)
+    study = resume(tmp_path / "s", report=False)
+    assert not study.ledger.counts()["RUNNING"]
+    assert content(tmp_path / "s") == content(tmp_path / "whole")
+
+
 def test_the_moment_to_go_on_from():
     from vmaptune.store.rows import RoundRow
 

@@ -2,7 +2,7 @@
 
 A fifth of the kills fall anywhere into a process's start (imports, tracing, reading the ledger, taking rows back);
 the others into its training, and half of those wait for the next save to begin. Every other study saves whenever it
-can.
+can. Of ten studies one is with Hyperband's brackets, one with asynchronous halving and one with Optuna's TPE.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from _report import row
-from _studies import Bench, digest, fresh, is_finished, run
+from _studies import KINDS, Bench, digest, fresh, is_finished, run
 
 from vmaptune.errors import StudyError
 from vmaptune.store.checkpoints import Checkpoints
@@ -21,6 +21,7 @@ from vmaptune.store.ledger import LedgerReader, State
 
 IN_TRAINING = 1.0  # seconds of training after which a process has been killed at the latest
 SAVE_EVERY = ("0", "0.5")  # of every other study
+OTHER_KINDS = {1: "hyperband", 4: "optuna:tpe", 7: "asha"}  # by the last digit of the study's number
 
 
 class Clock:
@@ -43,18 +44,19 @@ class Clock:
 def kills(bench: Bench, wanted: int) -> None:
     """Kills studies until `wanted` kills have been counted."""
     tally = bench.tally("kills")
-    true = digest(bench.reference)
-    with LedgerReader.open(bench.reference) as reader:
-        expected = [t.trial for t in reader.trials()]
     while tally["kills"] < wanted and not bench.over:
         number = tally["studies"]
+        kind = OTHER_KINDS.get(number % 10, "plain")
+        reference = bench.reference_of(kind)
+        with LedgerReader.open(reference) as reader:
+            expected = [t.trial for t in reader.trials()]
         draw = random.Random(f"kills {number}")
         study = fresh(bench.place / "killed")
         every = SAVE_EVERY[number % 2]
         counts = tally | {}
         errors, lost = [], []
         while True:
-            pid, started = bench.command.start(run(study, "--save-every", every))
+            pid, started = bench.command.start(run(study, *KINDS[kind], "--save-every", every))
             clock = Clock()
             if draw.random() < 0.2:
                 limit, in_training = draw.uniform(0.1, 1.1) * tally.get("start", 4.0), 0.0
@@ -81,6 +83,7 @@ def kills(bench: Bench, wanted: int) -> None:
                     errors.append(ended.errors[-400:])
                 break
             counts["kills"] = counts.get("kills", 0) + 1
+            counts[f"kills of {kind}"] = counts.get(f"kills of {kind}", 0) + 1
             counts["in_start"] = counts.get("in_start", 0) + (newest(study) == before)
             in_save = any((study / "checkpoints").glob(f".*.{pid}.part"))
             counts["in_save"] = counts.get("in_save", 0) + in_save
@@ -102,7 +105,7 @@ def kills(bench: Bench, wanted: int) -> None:
                 running = reader.counts()[State.RUNNING]
             tally.add(
                 lost=len(set(expected) - set(ids)), twice=len(ids) - len(set(ids)), running=running,
-                same=digest(study) == true, left_over=any(study.rglob("*.part")) or (study / "checkpoints").exists(),
+                same=digest(study) == digest(reference), left_over=any(study.rglob("*.part")) or (study / "checkpoints").exists(),
             )  # fmt: skip
         tally["seconds_lost"] = tally.get("seconds_lost", []) + lost
         tally.keep()
@@ -139,7 +142,8 @@ def rows(bench: Bench, wanted: int) -> list[dict]:
     limit = float(SAVE_EVERY[1])
     return [
         row(f"SIGKILLs at random moments, of {wanted}", found["kills"], f"{wanted}", found["kills"] >= wanted,
-            within_a_save=found["in_save"], before_training=found["in_start"], studies=studies),
+            within_a_save=found["in_save"], before_training=found["in_start"], studies=studies,
+            of_kind={kind: found[f"kills of {kind}"] for kind in KINDS}),
         row(f"killed studies with identical table, curves and weights, of {studies}", found["same"], "all",
             found["same"] == studies > 0, errors=found.get("errors", [])[:3]),
         row("trials lost", found["lost"], "0", found["lost"] == 0),

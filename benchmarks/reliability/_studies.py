@@ -20,6 +20,16 @@ STUDY = ["--trials", "96", "--rounds", "2", "--steps", "300", "--set", "width=or
          "--no-report", "--plan", "devices=1,tiles=1,lanes=8,every=10"]  # fmt: skip
 
 
+# other studies that are killed too: trials that are stopped early, wait for one another and flow into the next round;
+# and settings that another library's sampler proposes, which is asked again when a study goes on
+KINDS = {
+    "plain": [],
+    "hyperband": ["--stopping", "hyperband", "--halving", "eta=3,min_steps=30"],
+    "asha": ["--stopping", "asha", "--halving", "eta=3,min_steps=30"],
+    "optuna:tpe": ["--method", "optuna:tpe"],
+}
+
+
 def run(study: Path, *more: str) -> list[str]:
     """The command that begins the study, or goes on with it."""
     return ["run", str(DIGITS), "--out", str(study), *STUDY, *more]
@@ -40,10 +50,14 @@ class Bench:
     @property
     def reference(self) -> Path:
         """The study that nothing happened to; made once."""
-        study = self.place / "reference"
+        return self.reference_of("plain")
+
+    def reference_of(self, kind: str) -> Path:
+        """The study of a kind that nothing happened to; made once."""
+        study = self.place / ("reference" if kind == "plain" else f"reference-{kind.replace(':', '-')}")
         if not is_finished(study):
             shutil.rmtree(study, ignore_errors=True)
-            whole = self.command.run(run(study))
+            whole = self.command.run(run(study, *KINDS[kind]))
             assert whole.code == 0, whole.errors
         return study
 

@@ -82,6 +82,8 @@ class Rounds:
                 self._stand_at(max(r.round for r in rounds if r.kind == "search" and r.finished is not None))
             return rows
         snapshot, self.snapshot = self.snapshot, None
+        if snapshot is not None and snapshot.plain["ended"] and snapshot.plain["round"] < rows[0].round:
+            snapshot = None  # the end of an earlier round: of that one the states are wanted, and this one is to train
         if any(row.state.ended for row in rows) or snapshot is not None:
             self._stand_at(rounds[-1].round)
         open_rounds = [row for row in study.training.rows.values() if row.round >= self.ended]
