@@ -105,7 +105,8 @@ def kills(bench: Bench, wanted: int) -> None:
                 running = reader.counts()[State.RUNNING]
             tally.add(
                 lost=len(set(expected) - set(ids)), twice=len(ids) - len(set(ids)), running=running,
-                same=digest(study) == digest(reference), left_over=any(study.rglob("*.part")) or (study / "checkpoints").exists(),
+                same=digest(study) == digest(reference),
+                left_over=any(study.rglob("*.part")) or (study / "checkpoints").exists(),
             )  # fmt: skip
         tally["seconds_lost"] = tally.get("seconds_lost", []) + lost
         tally.keep()

@@ -2,8 +2,8 @@
 
 What is true is found without vmaptune's engine: a study from the beginning on today's data, then its best setting and
 the old best ones trained again by a plain loop on seeds of their own, and compared by Welch's test. A verdict is right
-when it says what that says: "moved" where the best of the old ones is worse by more than the spread of one training,
-else not. Where a retest says "unclear, run again with more repeats", that is done, once.
+when it says what that says: "moved" where the best of the old ones is worse at the 1 % level, else "still best". Where
+a retest says "unclear, run again with more repeats", that is done, once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STUDY: dict[str, Any] = {"trials": 192, "rounds": 3, "report": False}
 SEEDS = 32  # of the plain loop, for each setting
 LEVEL = 0.01
 WIDTH = 32
-MORE = "24"  # repeats of a retest that was unclear with 8
+MORE = "384"  # repeats of a retest that was unclear with 128
 
 
 def retests(bench: Bench, tries: int) -> None:
@@ -73,7 +73,7 @@ def asked(bench: Bench, old: Path, file: Path, name: str, seed: int, *more: str)
     found = vt.load(out).result["retest"]
     moved = found["verdict"] == "moved"
     confirmed = compared(file, found["old"]["params"], found["new"]["params"]) if moved else None
-    return {"verdict": found["verdict"], "gain": found["gain"], "p": found["p"], "confirmed": confirmed}
+    return {name: found[name] for name in ("verdict", "gain", "p", "repeats")} | {"confirmed": confirmed}
 
 
 def rows(bench: Bench, tries: int) -> list[dict]:
@@ -91,7 +91,7 @@ def rows(bench: Bench, tries: int) -> list[dict]:
         found.append(
             row(f"retest, {case}: says {expected!r}, as a new study and plain retraining do, of {tries}",
                 right, f"{tries}", right >= tries and len(verdicts) >= tries, truth=truth,
-                verdicts=[[v["verdict"] for v in each] for each in answers])
+                verdicts=[[[v["verdict"], v["gain"], v["repeats"]] for v in each] for each in answers])
         )  # fmt: skip
         found.append(
             row(f"retest, {case}: verdicts 'moved' that plain retraining confirms, of {len(moved)}", confirmed, "all",
@@ -129,7 +129,7 @@ def compared(file: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict
     gain = float(a.mean() - b.mean())
     p = float(stats.ttest_ind(a, b, equal_var=False, alternative="greater").pvalue) if dict(old) != dict(new) else 1.0
     return {"old": float(a.mean()), "new": float(b.mean()), "gain": gain, "p": p, "spread": float(a.std(ddof=1)),
-            "moved": bool(p < LEVEL and gain > a.std(ddof=1))}  # fmt: skip
+            "moved": p < LEVEL}  # fmt: skip
 
 
 def known_errors(file: Path, params: Mapping[str, Any]) -> np.ndarray:

@@ -38,7 +38,7 @@ PARTS: dict[str, tuple[Callable[[Bench, int], None], Callable[[Bench, int], list
     "disk": (_disk.full_disk, _disk.rows, 20),
     "writers": (_writers.two_writers, _writers.rows, 20),
     "bad": (_numbers.bad_numbers, _numbers.rows, 50),
-    "retest": (_retest.retests, _retest.rows, 3),
+    "retest": (_retest.retests, _retest.rows, 5),
     "cost": (_cost.saves, _cost.save_rows, 3),
     "default": (_cost.default_run, _cost.default_rows, 1),
 }

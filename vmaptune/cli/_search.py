@@ -71,10 +71,14 @@ def _add_retest(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("study", metavar="DIR", help="the old study's directory; it is only read")
     command.add_argument("--exp", metavar="EXP", help="today's experiment (default: the file that the study ran)")
     command.add_argument("--top", type=int, default=3, metavar="K", help="how many of the old settings (default 3)")
-    command.add_argument("--repeats", type=int, default=8, metavar="R", help="fresh seeds of each (default 8)")
     command.add_argument(
-        "--trials", type=int, default=64, metavar="N", help="new draws, half around the old (default 64)"
-    )
+        "--repeats", type=int, default=128, metavar="R",
+        help="most fresh seeds of the best old and the best new setting, if it takes so many to tell (default 128)",
+    )  # fmt: skip
+    command.add_argument(
+        "--trials", type=int, default=96, metavar="N",
+        help="new draws: a quarter around the old, a quarter anywhere, half where these look best (default 96)",
+    )  # fmt: skip
     command.add_argument("--seed", type=int, help="the retest's seed (default the old study's plus 1)")
     command.add_argument("--out", metavar="DIR", help="the retest's own directory (default DIR-retest)")
     _add_going_on(command, force=None)

@@ -1,70 +1,92 @@
-"""Whether an old best setting is still the best, from fresh repeats of it and of its rivals. Lower is better here."""
+"""Whether an old best setting is still the best: it against one rival, pair after pair of fresh seeds.
+
+After every batch of pairs the gain has a confidence interval that holds at all looks together, so the comparison may
+stop at whichever look decides it. The rival must have been chosen before, by other trainings than those compared here:
+then its luck was left behind. Lower values are better.
+
+Source: repeated confidence intervals, Jennison and Turnbull (1989), Interim analyses: the repeated confidence interval
+approach, with the boundaries of `sequential`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-LEVEL = 0.05
+from vmaptune.search.sequential import boundaries, stagewise_p, to_normal, to_student
+
+LEVEL = 0.01  # of the interval at all looks together: half of it on each side
+MARGIN = 0.75  # of the spread of one training over seeds: what a rival must be better by to be missed rarely
+BATCH = 16  # pairs between two looks
 
 STILL_BEST, MOVED, UNCLEAR = "still best", "moved", "unclear"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The answer and its evidence."""
+class Comparison:
+    """What the pairs so far say."""
 
     answer: str  # STILL_BEST, MOVED or UNCLEAR
-    rival: int | None  # the best rival
     gain: float  # the mean of the old one's values less the rival's; above 0: the rival is better
-    low: float  # 95 % interval of the gain (Welch)
+    low: float  # interval of the gain, which holds at all looks together at 1 - LEVEL
     high: float
-    p: float  # of a gain as large if both were the same, for as many rivals as were looked at (Bonferroni)
+    p: float  # of as much evidence for a gain, at this look or before, if there were none
+    spread: float  # of one training over seeds: the smaller of the two standard deviations
+    pairs: int
+    looks: int
+    failed: tuple[int, int]  # trainings of the old one and of the rival that were not finite
 
 
-def judge(old: Sequence[float], rivals: Mapping[int, Sequence[float]]) -> Verdict:
-    """Compares the old setting's repeats with each rival's.
+def compare(old: Sequence[float], rival: Sequence[float], most: int, batch: int = BATCH) -> Comparison:
+    """Compares two settings on paired seeds, of which there will be `most` at the most, looked at every `batch`.
 
-    The answer is MOVED when the best rival is better at the 5 % level (Welch's t-test, one-sided, times the number
-    of rivals); STILL_BEST when no rival can be better by more than the spread of one training over seeds (the upper
-    end of the 95 % interval of the best rival's gain is below the smaller of their standard deviations: a setting
-    that fails on some seeds has a large one, and would always be the best); else UNCLEAR.
-    A setting of which a repeat is not finite is worse than any other.
+    The answer is MOVED when the interval of the gain lies above 0, which happens to equals with a chance of LEVEL / 2
+    at most, over all looks, and the gain is worth a word: half of the margin at least. It is STILL_BEST when the
+    interval lies below the margin, MARGIN spreads, which happens to a rival that is better by as much with the same
+    chance at most; else UNCLEAR, and then more pairs may decide, as long as there are fewer than `most`. The smaller
+    spread is the one that counts, because a setting that fails on some seeds has a large one, in which any gain would
+    be lost.
 
-    Source: Welch (1947), The generalization of "Student's" problem when several different population variances are
-    involved; agrees with SciPy's `ttest_ind(equal_var=False)`.
+    A training that is not finite counts as worse than the worst that was seen, by the range of all that were: so
+    a rare failure weighs little, and a setting that fails often loses.
+
+    Args:
+      old, rival: values `[n]`, the i-th of both from the same seed, n a multiple of `batch` or `most`.
+      most: pairs that are trained if none of the looks before decides. batch: pairs between two looks.
     """
-    finite = {trial: list(values) for trial, values in rivals.items() if _all_finite(values)}
-    if not finite:
-        return Verdict(STILL_BEST if _all_finite(old) else UNCLEAR, None, -math.inf, -math.inf, -math.inf, 1.0)
-    rival = min(finite, key=lambda trial: (float(np.mean(finite[trial])), trial))
-    if not _all_finite(old):
-        return Verdict(MOVED, rival, math.inf, math.inf, math.inf, 0.0)
-    gain, low, high, p = _welch(old, finite[rival])
-    p = min(1.0, p * len(finite))
-    if p < LEVEL:
-        return Verdict(MOVED, rival, gain, low, high, p)
-    spread = min(float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in (old, finite[rival]))
-    answer = STILL_BEST if high <= spread or (gain <= 0 and high <= 0) else UNCLEAR
-    return Verdict(answer, rival, gain, low, high, p)
+    n, looks = len(old), -(-len(old) // batch)
+    if not 2 <= n == len(rival) <= most:
+        raise ValueError(f"a comparison needs 2 to {most} pairs, but got {n} and {len(rival)} values")
+    values = np.array([old, rival], dtype=float)  # [2, n]
+    failed_old, failed_rival = map(int, (~np.isfinite(values)).sum(axis=1))
+    failed = failed_old, failed_rival
+    a, b = _filled(values)
+    spread = float(min(a.std(ddof=1), b.std(ddof=1)))
+    differences = a - b
+    gain, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(n)
+    if failed == (n, n):  # nothing is known of either
+        return Comparison(UNCLEAR, 0.0, -math.inf, math.inf, 1.0, 0.0, n, looks, failed)
+    fractions = tuple(min(1.0, (i + 1) * batch / most) for i in range(-(-most // batch)))[:looks]
+    critical = boundaries(fractions, LEVEL / 2)
+    if error <= 1e-12 * abs(gain):  # nothing depends on the seed
+        p, reach = (0.0 if gain > 0 else 1.0), 0.0
+    else:
+        p = stagewise_p(fractions, critical, to_normal(gain / error, n - 1))
+        reach = to_student(critical[-1], n - 1) * error
+    low, high = gain - reach, gain + reach
+    margin = MARGIN * spread
+    if low > 0 and gain >= margin / 2:
+        answer = MOVED
+    else:
+        answer = STILL_BEST if high <= margin else UNCLEAR
+    return Comparison(answer, gain, low, high, p, spread, n, looks, failed)
 
 
-def _all_finite(values: Sequence[float]) -> bool:
-    return len(values) > 0 and bool(np.isfinite(values).all())
-
-
-def _welch(old: Sequence[float], new: Sequence[float]) -> tuple[float, float, float, float]:
-    """Gain, its 95 % interval, and the one-sided p-value."""
-    from scipy import stats
-
-    gain = float(np.mean(old) - np.mean(new))
-    if min(len(old), len(new)) < 2:
-        return gain, -math.inf, math.inf, 1.0
-    if np.std(old) == 0 and np.std(new) == 0:  # nothing depends on the seed
-        return gain, gain, gain, 0.0 if gain > 0 else 1.0
-    found = stats.ttest_ind(old, new, equal_var=False, alternative="greater")
-    both = stats.ttest_ind(old, new, equal_var=False).confidence_interval(0.95)
-    return gain, float(both.low), float(both.high), float(found.pvalue)
+def _filled(values: np.ndarray) -> np.ndarray:
+    """The values `[2, n]`; those that are not finite are as much worse than the worst as that is than the best."""
+    finite = values[np.isfinite(values)]
+    worst, best = (finite.max(), finite.min()) if finite.size else (0.0, 0.0)
+    return np.where(np.isfinite(values), values, worst + ((worst - best) or 1.0))

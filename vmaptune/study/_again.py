@@ -120,14 +120,17 @@ def retest(
 ) -> Study:
     """Asks whether an old study's best setting still is the best, on today's code and data.
 
-    Trains the old study's best settings again, fresh draws around them and over the whole space, all in the same
-    lanes; then the best old ones and the best new ones on fresh seeds. What came of it is `study.result["retest"]`:
-    "still best", "moved" (from, to, by how much, how sure) or "unclear", with the evidence.
+    Trains the old study's best settings again, fresh draws around them and over the whole space, and more where these
+    look best, all in the same lanes; then the best of both on a few fresh seeds, from which one old setting and one
+    rival are chosen. These two are trained on pairs of fresh seeds, 16 more at a time, until the 99 % interval of the
+    gain, which holds at all looks together, lies above 0 ("moved") or below three quarters of the spread of one
+    training over seeds ("still best"), or there may be no more ("unclear"). What came of it, with the evidence, is
+    `study.result["retest"]`.
 
     Args:
       directory: the old study, which is only read.
       experiment: today's code; by default the file that the old study ran, as it is now.
-      top: how many of the old settings; repeats: fresh seeds of each; trials: new draws.
+      top: how many of the old settings. repeats: the most pairs of seeds at the end. trials: new draws.
       out: the new study's directory, `<directory>-retest` by default.
       seed: another one than the old study's, so that no seed is trained twice; by default the old one's plus 1.
       listener, save_every, report: as for `run`. say: is told which file's code runs, before it runs.
@@ -150,7 +153,7 @@ def retest(
     budget = budget_of(plan)
     old = Options(**meta["options"])
     options = Options(
-        trials=budget.rounds[0] + budget.finalists * budget.repeats, rounds=1, steps=old.steps,
+        trials=sum(budget.rounds) + budget.finalists * budget.repeats, rounds=len(budget.rounds), steps=old.steps,
         seed=old.seed + 1 if seed is None else seed, plan=old.plan, lanes=old.lanes, structure=old.structure,
     )  # fmt: skip
     target = Path(out) if out is not None else directory.with_name(directory.name + "-retest")

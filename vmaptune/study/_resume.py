@@ -49,7 +49,8 @@ def last_moment(rounds: Sequence[RoundRow], snapshots: Sequence[Snapshot], *, ke
         if snapshot.seq >= begin.seq and snapshot.plain["round"] >= begin.round:
             return Moment(snapshot.seq, snapshot)
     start = begin.seq - 1
-    if not keeps_states or begin.round == 0:
+    kept = keeps_states or rounds[begin.round - 1].kind == "confirm"  # by the round before
+    if not kept or begin.round == 0:
         return Moment(start, None)
     for snapshot in snapshots:  # the states of the rounds before
         if snapshot.plain["round"] == begin.round - 1 and snapshot.plain["ended"]:

@@ -46,9 +46,11 @@ class Rounds:
         self.snapshot = moment.snapshot
         self.ended = sum(row.finished is not None for row in study.ledger.rounds())
 
-    def add(self, kind: str, space: Space | None, settings: Sequence[tuple[Params, int | None]]) -> list[TrialRow]:
+    def add(
+        self, kind: str, space: Space | None, settings: Sequence[tuple[Params, int | None]], *, alike: int = 1
+    ) -> list[TrialRow]:
         """Writes down new trials with these settings (and, for a repeat, the trial that it repeats), unless the
-        study, which goes on, has this round already."""
+        study, which goes on, has this round already. So many as `alike` says, one after the other, share a seed."""
         study = self.study
         number = study.counts.round
         there = [row for row in study.training.rows.values() if row.round == number]
@@ -60,7 +62,8 @@ class Rounds:
         rows = [
             TrialRow(
                 trial=trial, round=number, group=study.groups.of(params).number, state=State.RUNNING, reason=None,
-                seed=trial_seed(study.options.seed, trial), steps=0, value=None, params=params, of=of, metrics={},
+                seed=trial_seed(study.options.seed, trial - (trial - first) % alike), steps=0, value=None,
+                params=params, of=of, metrics={},
             )
             for trial, (params, of) in enumerate(settings, first)
         ]  # fmt: skip
@@ -98,7 +101,7 @@ class Rounds:
         """Ends every round that has been begun; returns the trials as they are now. States that were kept live in
         memory alone, so they are saved first."""
         study = self.study
-        if keep:
+        if keep or study.training.states:  # those of a round before, too
             study.saving.save(lambda: study.training.snapshot(ended=True), wait=True)
         begun = self.ended
         with study.ledger.transaction():

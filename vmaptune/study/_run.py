@@ -192,7 +192,7 @@ class StudyRun:
     def _how_to_go_on(self, saved: bool) -> str:
         kept = "everything is saved" if saved else f"at most the last {self.saving.every:.0f} s of work are lost"
         return (
-            f"interrupted: {self.counts.done} of {self.options.trials} trials have ended, {kept}; go on with: "
+            f"interrupted: {self.counts.done} of {self.counts.trials} trials have ended, {kept}; go on with: "
             f"python -m vmaptune resume {shlex.quote(str(self.directory))}"
         )
 

@@ -82,20 +82,25 @@ def retest_lines(found: Mapping[str, Any], objective: str) -> list[str]:
     """The verdict of a retest, and its evidence."""
 
     def figure(one: Mapping[str, Any]) -> str:
-        return f"{number(one['mean'])} ± {number(one['std'])}"
+        failed = f" ({one['failed']} of {one['n']} failed)" if one.get("failed") else ""
+        return f"{number(one['mean'])} ± {number(one['std'])}{failed}"
 
     old, new, n = found["old"], found["new"], found["repeats"]
-    verdict = {"unclear": f"unclear: run again with more than {n} --repeats"}.get(found["verdict"], found["verdict"])
+    most = found.get("most", n)  # studies of before have no such number
+    verdict = {"unclear": f"unclear: run again with more than {most} --repeats"}.get(found["verdict"], found["verdict"])
     lines = [
         f"verdict on {found['of']}: {verdict}",
         f"  the old best: {objective} {figure(old['now'])} over {n} fresh seeds ({number(old['then']['value'])} then)",
     ]
     if found["gain"] is not None and abs(found["gain"]) != float("inf"):
         low, high = found["interval"]
+        sure = f"{1 - found.get('level', 0.05):.0%}"
         lines.append(
             f"  its best rival: {figure(new['now'])}; better by {number(found['gain'])} "
-            f"(95 % between {number(low)} and {number(high)}; p = {found['p']:.2g})"
+            f"({sure} between {number(low)} and {number(high)}; p = {found['p']:.2g})"
         )
+    if found["verdict"] == "still best" and found.get("margin") is not None:
+        lines.append(f"  a rival that is better by {number(found['margin'])} would hardly have been missed")
     if found["verdict"] == "moved":
         lines += [
             f"  {name}: {setting(old['params'].get(name))} → {setting(value)}"
