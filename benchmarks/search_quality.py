@@ -27,7 +27,7 @@ import vmaptune as vt
 
 ROOT = Path(__file__).resolve().parent
 TRIALS, FRESH = 256, 16
-SEARCH = ("sampler", "zoom", "refine", "surrogate", "decide", "confirm")  # what the zoom consists of
+SEARCH = ("sampler", "zoom", "refine", "surrogate", "decide", "confirm", "repeats")  # what the zoom consists of
 RESULTS = ROOT / "results" / "search_quality_cpu2.json"
 
 

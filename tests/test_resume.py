@@ -417,6 +417,10 @@ def test_the_moment_to_go_on_from():
     assert moment([row(0, True)], snap(90, 0))[0] > 10**9  # all of it
     assert moment([row(0, True), row(1, True, "confirm")]) == (100, None)  # the repeats' states are gone
     assert moment([row(0, True), row(1, True, "confirm")], snap(190, 1, True)) == (190, 190)
+    waves = [row(0, True), row(1, True, "confirm"), row(2, False, "confirm")]
+    assert moment(waves, snap(250, 2), snap(190, 1, True)) == (250, 250)
+    assert moment(waves, snap(190, 1, True)) == (200, 190)
+    assert moment(waves, snap(150, 1)) == (100, None)  # the states of the first repeats are gone
     assert moment([row(0, True), row(1, False)], snap(90, 0, True), keeps=True) == (100, 90)
     assert moment([row(0, True), row(1, False)], snap(90, 0), keeps=True) == (0, None)
 

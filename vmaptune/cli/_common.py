@@ -18,9 +18,11 @@ def add_experiment(command: argparse.ArgumentParser) -> None:
 
 
 def add_search(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--trials", type=int, metavar="N", help="trainings in all, confirmation included")
+    command.add_argument(
+        "--trials", type=int, metavar="N", help="trainings in all, confirmation included; fewer where it is sure before"
+    )
     command.add_argument("--minutes", type=float, metavar="M", help="instead of --trials: as many as fit, all included")
-    command.add_argument("--rounds", type=int, metavar="R", help="rounds, each finer than the last (default 4)")
+    command.add_argument("--rounds", type=int, metavar="R", help="rounds, each finer than the last (default 6)")
     command.add_argument("--steps", type=int, metavar="K", help="training steps of a trial")
     command.add_argument(
         "--set", action="append", default=[], metavar="NAME=EXPR", dest="changes",

@@ -12,6 +12,7 @@ from vmaptune.errors import InputError
 from vmaptune.search.zoom import Scored, best
 
 CONFIRM_SHARE = 8  # one in eight trainings confirms
+FIRST_SHARE = 0.25  # of the search, at least: the first round has to see every region that may be good
 RANKS = ("mean", "median", "lower")
 LEAST_TO_CONFIRM = 16  # with fewer trials in all, all of them search
 
@@ -38,12 +39,15 @@ class Confirmed:
     chance: float = math.nan  # of being the best of the finalists
 
 
-def split_budget(trials: int, rounds: int) -> Budget:
+def split_budget(trials: int, rounds: int, *, least: int = 1, first_share: float = FIRST_SHARE) -> Budget:
     """Splits `trials` over `rounds` of search and the confirmation.
 
     About an eighth confirms: of C trainings, about sqrt(2 C) finalists with C / finalists fresh seeds each, so
-    256 trials end with 8 finalists on 4 seeds. Below 16 trials nothing is left to confirm with. What does not
-    divide evenly goes to the first round.
+    256 trials end with 8 finalists on 4 seeds. Below 16 trials nothing is left to confirm with.
+
+    Args:
+      least: the fewest trials of a round that the first one's share may leave to the others.
+      first_share: of the search's trials, what the first round gets at least; the others are alike.
 
     Raises:
       InputError: fewer trials than rounds.
@@ -60,9 +64,16 @@ def split_budget(trials: int, rounds: int) -> Budget:
         repeats = spare // count
         if trials - count * repeats < rounds:
             count = repeats = 0
-    search = trials - count * repeats
-    each = search // rounds
-    return Budget((search - each * (rounds - 1), *[each] * (rounds - 1)), count, repeats)
+    return Budget(split_search(trials - count * repeats, rounds, least, first_share), count, repeats)
+
+
+def split_search(trials: int, rounds: int, least: int = 1, first_share: float = FIRST_SHARE) -> tuple[int, ...]:
+    """The trials of each search round: the first gets its share and what doesn't divide, the others are alike."""
+    if rounds == 1:
+        return (trials,)
+    wanted = min(round(first_share * trials), trials - least * (rounds - 1))
+    each = min(trials // rounds, (trials - wanted) // (rounds - 1))
+    return (trials - each * (rounds - 1), *[each] * (rounds - 1))
 
 
 def finalists(scored: Sequence[Scored], k: int) -> list[Scored]:

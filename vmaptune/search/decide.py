@@ -45,14 +45,14 @@ def settle(first: Space, scored: Sequence[Scored], repeats: Mapping[int, Sequenc
     Source: James and Stein (1961); Efron and Morris (1975), with the variance between finalists estimated by moments.
     """
     ranked = rank(repeats)
-    chances, expected = _chances(ranked, repeats), shrunken(repeats)
+    likely, expected = chances(repeats), shrunken(repeats)
     params = {s.trial: s.params for s in scored}
     if len(best(scored, LEAST_TRIALS)) >= LEAST_TRIALS:
         again = [Scored(-1, params[t], v) for t, values in repeats.items() for v in values]
         means = surrogate(first, [*again, *scored]).mean([params[c.trial] for c in ranked])
         place = {c.trial: float(m) for c, m in zip(ranked, means, strict=True)}
         ranked = sorted(ranked, key=lambda c: (c.infeasible > 0, c.infeasible, place[c.trial], c.trial))
-    return [replace(c, expected=expected[c.trial], chance=chances[c.trial]) for c in ranked]
+    return [replace(c, expected=expected[c.trial], chance=likely[c.trial]) for c in ranked]
 
 
 def seed_spread(repeats: Mapping[int, Sequence[float]]) -> float:
@@ -83,27 +83,26 @@ def shrunken(repeats: Mapping[int, Sequence[float]]) -> dict[int, float]:
     return found
 
 
-def _chances(ranked: Sequence[Confirmed], repeats: Mapping[int, Sequence[float]]) -> dict[int, float]:
+def chances(repeats: Mapping[int, Sequence[float]]) -> dict[int, float]:
     """How likely each is the best of them, by trial: draws of their true means, given the repeats.
 
     Around the shrunken values, with the variance that is left to them; 0 for one with a repeat that is not finite.
     """
     expected = shrunken(repeats)
-    finite = [c for c in ranked if math.isfinite(expected[c.trial])]
-    chances = {c.trial: 0.0 for c in ranked}
+    found = dict.fromkeys(repeats, 0.0)
+    finite = [t for t in repeats if math.isfinite(expected[t])]
     if not finite:
-        return chances
-    spread = seed_spread({c.trial: repeats[c.trial] for c in finite})
+        return found
+    spread = seed_spread({t: repeats[t] for t in finite})
     if not math.isfinite(spread) or spread == 0:
-        first = min(finite, key=lambda c: (expected[c.trial], c.trial))
-        return chances | {first.trial: 1.0}
-    means = np.array([c.mean for c in finite])
-    errors = np.array([spread**2 / c.repeats for c in finite])
+        return found | {min(finite, key=lambda t: (expected[t], t)): 1.0}
+    means = np.array([np.mean(repeats[t]) for t in finite])
+    errors = np.array([spread**2 / len(repeats[t]) for t in finite])
     between = max(0.0, float(np.var(means, ddof=1)) - float(errors.mean())) if len(finite) > 2 else math.inf
     left = errors if math.isinf(between) else errors * between / (errors + between)
     rng = np.random.Generator(np.random.PCG64(0))
-    draws = np.array([expected[c.trial] for c in finite]) + rng.standard_normal((DRAWS, len(finite))) * np.sqrt(left)
+    draws = np.array([expected[t] for t in finite]) + rng.standard_normal((DRAWS, len(finite))) * np.sqrt(left)
     if not left.any():  # nothing tells them apart
-        return chances | {c.trial: 1.0 / len(finite) for c in finite}
+        return found | dict.fromkeys(finite, 1.0 / len(finite))
     wins = np.bincount(draws.argmin(axis=1), minlength=len(finite))
-    return chances | {c.trial: float(w) / DRAWS for c, w in zip(finite, wins, strict=True)}
+    return found | {t: float(w) / DRAWS for t, w in zip(finite, wins, strict=True)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from vmaptune.search.confirm import LEAST_TO_CONFIRM, Budget, split_budget
+from vmaptune.search.confirm import LEAST_TO_CONFIRM, Budget, split_budget, split_search
 
 MOST_TRIALS = 50_000  # of a study: more would be a ledger and a report that nobody can open
 LEAST_ROUND = 8  # trials of a round: fewer are no reason to draw once more
@@ -93,7 +93,7 @@ def _split(trials: int, rounds: int, done: Sequence[int], least: int) -> Budget:
     rest = trials - wanted.finalists * wanted.repeats - sum(done)
     count = min(rounds - len(done), rest // least)
     if not done:
-        count = max(1, count)
+        return Budget(split_search(rest, max(1, count), least), wanted.finalists, wanted.repeats)
     if count < 1:
         return Budget(tuple(done), wanted.finalists, wanted.repeats)
     each = rest // count

@@ -13,6 +13,7 @@ from vmaptune.errors import InputError
 from vmaptune.search.confirm import Budget, Confirmed, finalists, split_budget
 from vmaptune.search.decide import settle, shortlist
 from vmaptune.search.refine import propose
+from vmaptune.search.repeats import first_repeats, more_repeats, resized
 from vmaptune.search.zoom import Scored, slice_of, zoom
 from vmaptune.space import Space
 
@@ -50,7 +51,7 @@ class Sampler:
 
     Args:
       space: a `vt.Space`, or name -> distribution.
-      trials: trainings in all, confirmation included.
+      trials: trainings in all, confirmation included; fewer where the winner is sure before.
       rounds: rounds of search, each finer; 6, or one for every 8 trials, by default.
       seed: the seed of everything that is drawn.
       direction: "minimize" or "maximize".
@@ -96,7 +97,8 @@ class Sampler:
         self._values: dict[int, float] = {}  # as they were told
         self._given: set[int] = set()
         self._slice: list[Scored] = []
-        self._searched = 0  # trials of the search
+        self._searched = 0  # trials of the search, once they are all in
+        self.done = False  # whether every training has been told
         self.ranked: list[Confirmed] = []  # the finalists, best first, once all is in
         self._draw(0)
 
@@ -128,11 +130,6 @@ class Sampler:
         pairs = results.items() if isinstance(results, Mapping) else results
         for trial, value in sorted(pairs, key=lambda pair: pair[0]):
             self._take(trial, value)
-
-    @property
-    def done(self) -> bool:
-        """Whether every training has been told."""
-        return len(self._values) == len(self._trials) and self._round == self._last
 
     @property
     def waiting(self) -> list[Asked]:
@@ -169,13 +166,6 @@ class Sampler:
     def _round(self) -> int:
         return self._trials[-1].round
 
-    @property
-    def _last(self) -> int:
-        """The number of the last round: the confirmation, where there is one."""
-        if not self.budget.finalists or (self._searched and self._round < len(self.budget.rounds)):
-            return len(self.budget.rounds) - 1
-        return len(self.budget.rounds)
-
     def _take(self, trial: int, value: float) -> None:
         if not isinstance(trial, (int, np.integer)) or not 0 <= trial < len(self._trials):
             raise InputError(
@@ -197,7 +187,8 @@ class Sampler:
     def _finish_round(self) -> None:
         number = self._round
         if number >= len(self.budget.rounds):
-            self._rank()
+            left = self.budget.finalists * self.budget.repeats - (len(self._trials) - self._searched)
+            self._confirm(more_repeats(self._repeats(), left))
             return
         ids = [t.trial for t in self._trials if t.round == number]
         found = self._scored(ids)
@@ -210,14 +201,27 @@ class Sampler:
             self._draw(number + 1)
             return
         self._searched = len(self._trials)
-        for s in shortlist(self.space, self._scored(range(self._searched)), self.budget.finalists):
-            for _ in range(self.budget.repeats):
-                self._add(s.params, number + 1, s.trial)
+        chosen = shortlist(self.space, self._scored(range(self._searched)), self.budget.finalists)
+        self._confirm({s.trial: first_repeats(self.budget) for s in chosen})
+
+    def _confirm(self, wave: Mapping[int, int]) -> None:
+        """Each of these trials' settings so many times more; without any, the end."""
+        number = self._round + 1
+        for of, times in wave.items():
+            for _ in range(times):
+                self._add(self._trials[of].params, number, of)
+        if not wave:
+            self.done = True
+            if self._round >= len(self.budget.rounds):
+                self.ranked = settle(self.space, self._scored(range(self._searched)), self._repeats())
 
     def _draw(self, number: int) -> None:
+        so_far = self._scored(range(len(self._trials)))
+        if number + 1 == len(self.budget.rounds):
+            self.budget = resized(self.budget, self.space, so_far)
         drawn = propose(
-            self._spaces[-1], self.space, self._scored(range(len(self._trials))), self.budget.rounds[number],
-            seed=(self.seed, number), method=self.method,
+            self._spaces[-1], self.space, so_far, self.budget.rounds[number], seed=(self.seed, number),
+            method=self.method,
         )  # fmt: skip
         for params in drawn:
             self._add(params, number)
@@ -226,12 +230,13 @@ class Sampler:
         trial = len(self._trials)
         self._trials.append(Asked(trial, params, trial_seed(self.seed, trial), number, of))
 
-    def _rank(self) -> None:
+    def _repeats(self) -> dict[int, list[float]]:
+        """What each finalist's fresh seeds came to, lower is better; not finite where they diverged."""
         values: dict[int, list[float]] = {}
         for t in self._trials:
             if t.of is not None:
                 values.setdefault(t.of, []).append(self._sign * self._values[t.trial])
-        self.ranked = settle(self.space, self._scored(range(self._searched)), values)
+        return values
 
     def _scored(self, trials: Iterable[int]) -> list[Scored]:
         return [

@@ -113,7 +113,8 @@ class Options:
         """How the trials are split over rounds and confirmation; a population has neither."""
         if self.method == "pbt":
             return Budget((self.trials,), 0, 0)
-        return split_budget(self.trials, self.rounds)
+        first = {"first_share": 0.0} if self.method.startswith(PREFIX) else {}  # its batches are no rounds
+        return split_budget(self.trials, self.rounds, least=self.repeats, **first)
 
 
 def options_for(experiment: Experiment, **given: Any) -> Options:

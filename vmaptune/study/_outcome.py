@@ -59,8 +59,8 @@ def outcome(
         elif len(ranked) > 1 and _overlap(ranked[0], ranked[1]):
             tied = sum(_overlap(ranked[0], other) for other in ranked[1:])
             counts.warn(
-                f"the best {tied + 1} settings can't be told apart on {confirmed.repeats} seeds each (the chance that "
-                f"this one is the best is {confirmed.chance:.0%}); any of them will do, or run again with more trials"
+                f"the best {tied + 1} settings can't be told apart by their fresh seeds (the chance that this one is "
+                f"the best is {confirmed.chance:.0%}); any of them will do, or run again with more trials"
             )
         best |= _on_test_part(training, winner)
     return {

@@ -57,8 +57,8 @@ def expected_steps_in_all(study: StudyRun) -> int:
     begun = {row.round for row in training.rows.values()}
     each = steps_to_come(stopping, steps, every)
     total += sum(each * trials for number, trials in enumerate(study.budget.rounds) if number not in begun)
-    if counts.rounds not in begun:
-        total += steps * study.budget.finalists * study.budget.repeats
+    confirming = sum(row.round >= counts.rounds for row in training.rows.values())
+    total += steps * max(0, study.budget.finalists * study.budget.repeats - confirming)
     return round(total)
 
 
@@ -110,6 +110,7 @@ class Pace:
         """Cuts what is to come anew before round `number`, unless the ledger has that cut."""
         study, table = self.study, self.table
         if str(number) in table.plans:
+            self._write_again(number)
             return
         if number == 0:
             study.groups.prepare(self._drawn(number))
@@ -139,11 +140,20 @@ class Pace:
         study = self.study
         number = len(study.budget.rounds)
         chosen = shortlist(study.first, standings, MOST_FINALISTS)
-        if not chosen or (str(number) in self.table.plans and self._ends_at(number)):
+        if not chosen:
+            return
+        if str(number) in self.table.plans and self._ends_at(number):
+            self._write_again(number)
             return
         self._correct(number)
         groups = [study.groups.of(s.params) for s in chosen]
         self._keep(number, self.table.cut_confirmation(study.budget.rounds, groups), final=True)
+
+    def _write_again(self, number: int) -> None:
+        """A study that goes on from a moment before a cut keeps the cut, but its decision was rolled back."""
+        ledger = self.study.ledger
+        if all(row.round != number for row in ledger.decisions(KEY)):
+            ledger.add_decision(number, KEY, self.table.plans[str(number)])
 
     def _ends_at(self, number: int) -> bool:
         return bool(self.table.plans[str(number)].get("final"))

@@ -49,13 +49,13 @@ def last_moment(rounds: Sequence[RoundRow], snapshots: Sequence[Snapshot], *, ke
         if snapshot.seq >= begin.seq and snapshot.plain["round"] >= begin.round:
             return Moment(snapshot.seq, snapshot)
     start = begin.seq - 1
-    kept = keeps_states or rounds[begin.round - 1].kind == "confirm"  # by the round before
-    if not kept or begin.round == 0:
+    kept = [row for row in rounds[: begin.round] if keeps_states or row.kind == "confirm"]
+    if not kept:
         return Moment(start, None)
     for snapshot in snapshots:  # the states of the rounds before
         if snapshot.plain["round"] == begin.round - 1 and snapshot.plain["ended"]:
             return Moment(start, snapshot)
-    return Moment(0, None)
+    return Moment(kept[0].seq - 1, None)
 
 
 def study_meta(

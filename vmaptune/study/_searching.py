@@ -10,6 +10,7 @@ from vmaptune.search.decide import settle, shortlist
 from vmaptune.search.pbt import PBT
 from vmaptune.search.proposer import proposer_for
 from vmaptune.search.refine import propose
+from vmaptune.search.repeats import first_repeats, more_repeats, resized
 from vmaptune.search.zoom import Scored, best, slice_of, zoom
 from vmaptune.space import Space
 from vmaptune.store.ledger import TrialRow
@@ -102,13 +103,19 @@ class Search:
             return None, []
         if not study.budget.finalists:
             return chosen[0], []
-        study.counts.round, study.counts.phase = study.counts.round + 1, "confirm"
-        settings = [(s.params, s.trial) for s in chosen for _ in range(study.budget.repeats)]
-        values: dict[int, list[float]] = {}
-        repeats = study.rounds.train(study.rounds.add("confirm", None, settings), keep=True)
-        for row in repeats:
-            assert row.of is not None
-            values.setdefault(row.of, []).append(study.rounds.scored(row).value)
+        values: dict[int, list[float]] = {s.trial: [] for s in chosen}
+        # a time buys all of its repeats at once: what is left of it when they are in, nobody knows
+        wave = dict.fromkeys(values, study.budget.repeats if study.pace else first_repeats(study.budget))
+        params = {s.trial: s.params for s in chosen}
+        while wave:
+            study.counts.round, study.counts.phase = study.counts.round + 1, "confirm"
+            settings = [(params[of], of) for of, times in wave.items() for _ in range(times)]
+            for row in study.rounds.train(study.rounds.add("confirm", None, settings), keep=True):
+                assert row.of is not None
+                values[row.of].append(study.rounds.scored(row).value)
+            left = study.budget.finalists * study.budget.repeats - sum(map(len, values.values()))
+            wave = {} if study.pace else more_repeats(values, left)
+        study.counts.trials = len(study.training.rows)  # fewer, where the winner was sure before
         ranked = settle(study.first, standings, values)
         study.rounds.decide("confirm", {"ranked": [c.trial for c in ranked], "chances": [c.chance for c in ranked]})
         return next(s for s in standings if s.trial == ranked[0].trial), ranked
@@ -135,6 +142,7 @@ class Search:
         study = self.study
         study.counts.round, study.counts.phase = number, "search"
         there = [row for row in study.training.rows.values() if row.round == number]
+        self._resize(number)
         if there and self._proposer is None:  # another library's sampler is to be asked again what it was asked
             return there
         repeats, first = study.options.repeats, len(study.training.rows)
@@ -151,11 +159,30 @@ class Search:
             if number not in self._proposed:
                 self._proposed[number] = self._proposer.ask(n)
             return self._proposed[number]
-        known = [row for row in study.rounds.searched() if row.round < number] if number else []
-        so_far = [s for s in study.rounds.standings(known) if s.rung > 0]  # without those that have said nothing yet
         return propose(
-            study.space, study.first, so_far, n, seed=(study.options.seed, number), method=study.options.design
+            study.space, study.first, self._known(number), n, seed=(study.options.seed, number),
+            method=study.options.design,
         )  # fmt: skip
+
+    def _known(self, number: int) -> list[Scored]:
+        """What a round's settings are drawn from: the trials of the rounds before, but those that said nothing yet."""
+        study = self.study
+        rows = [row for row in study.rounds.searched() if row.round < number] if number else []
+        return [s for s in study.rounds.standings(rows) if s.rung > 0]
+
+    def _resize(self, number: int) -> None:
+        """Before the last round: the confirmation as large as the noise asks for, the round with what that leaves."""
+        study = self.study
+        budget = study.budget
+        if number + 1 != len(budget.rounds) or study.pace or self._proposer is not None or not budget.finalists:
+            return
+        for row in study.ledger.decisions("budget"):  # of a study that goes on
+            if row.round == number:
+                study.budget = replace(budget, rounds=tuple(row.data["rounds"]), repeats=row.data["repeats"])
+                return
+        study.budget = resized(budget, study.first, self._known(number), repeats=study.options.repeats)
+        if study.budget != budget:
+            study.rounds.decide("budget", {"rounds": study.budget.rounds, "repeats": study.budget.repeats})
 
     def _zoomed(self, space: Space, slice_: list[Scored]) -> Space:
         study = self.study

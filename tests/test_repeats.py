@@ -1,0 +1,192 @@
+"""How large a confirmation is, who gets its fresh seeds, and that a study goes on inside it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from interrupted import OPTIONS, TASK, Crash, content
+
+import vmaptune as vt
+from vmaptune.search.confirm import Budget, split_budget, split_search
+from vmaptune.search.refine import rows_of
+from vmaptune.search.repeats import first_repeats, more_repeats, resized, wanted_repeats
+from vmaptune.search.zoom import Scored
+from vmaptune.space import Space
+
+SPACE = Space({"a": vt.uniform(0, 1), "b": vt.loguniform(1e-4, 1.0)})
+
+
+def searched(n: int, noise: float) -> list[Scored]:
+    rng = np.random.default_rng(0)
+    rows = rows_of(SPACE.sample(n, 1))
+    worth = [(row["a"] - 0.3) ** 2 + (math.log10(row["b"]) + 2) ** 2 / 10 for row in rows]
+    return [Scored(i, row, w + rng.normal(0, noise)) for i, (row, w) in enumerate(zip(rows, worth, strict=True))]
+
+
+# ---- before ----------------------------------------------------------------------------------------------
+
+
+def test_the_first_round_is_the_largest():
+    assert split_search(224, 6) == (59, 33, 33, 33, 33, 33)  # a quarter is 56, and 3 don't divide
+    assert split_search(224, 3) == (76, 74, 74)
+    assert split_search(50, 6, least=8) == (10, 8, 8, 8, 8, 8)
+    assert split_search(12, 6, first_share=0.0) == (2, 2, 2, 2, 2, 2)
+
+
+@given(trials=st.integers(1, 4000), rounds=st.integers(1, 12), least=st.integers(1, 9), share=st.floats(0, 1))
+def test_a_split_spends_all_and_the_first_is_never_the_smallest(trials, rounds, least, share):
+    if trials < rounds:
+        return
+    found = split_search(trials, rounds, least, share)
+    assert sum(found) == trials
+    assert found[0] == max(found)
+    assert len(set(found[1:])) <= 1
+    assert min(found) >= min(least, trials // rounds)
+
+
+def test_the_noise_says_how_many_seeds_a_finalist_needs():
+    assert wanted_repeats(SPACE, searched(120, 0.0), 8) == 2
+    many = wanted_repeats(SPACE, searched(120, 0.1), 8)
+    assert many > 4
+    assert wanted_repeats(SPACE, searched(120, 0.1), 8, repeats=3) == pytest.approx(3 * many, abs=3)  # means of three
+
+
+def test_what_the_noise_does_not_ask_for_the_last_round_gets():
+    budget = split_budget(256, 4)
+    assert budget == Budget((56, 56, 56, 56), 8, 4)
+    assert resized(budget, SPACE, searched(120, 0.0)) == Budget((56, 56, 56, 72), 8, 2)
+    assert resized(budget, SPACE, searched(120, 0.3)) == budget
+    assert resized(budget, SPACE, searched(7, 0.0)) == budget  # nothing is known yet
+    assert resized(split_budget(64, 1), SPACE, searched(120, 0.0)) == split_budget(64, 1)
+
+
+# ---- afterwards ------------------------------------------------------------------------------------------
+
+
+def test_the_rule_by_hand():
+    # means 0, 2, 4 of two seeds, a spread of 1: its standard errors are below the differences of 2 and 4. As many as
+    # 1/4 and 1/16, and the leader sqrt(1/16 + 1/256) = 0.2577: 45.2, 43.8 and 11.0 of 100
+    half = math.sqrt(0.5)
+    values = {5: [-half, half], 6: [2 - half, 2 + half], 7: [4 - half, 4 + half]}
+    far = {t: [v + 1e-9 * t for v in vs] for t, vs in values.items()}
+    assert first_repeats(Budget((100,), 3, 5)) == 3
+    assert more_repeats(far, 94) in ({5: 43, 6: 42, 7: 9}, {})
+    close = {5: [-half, half], 6: [0.5 - half, 0.5 + half], 7: [4 - half, 4 + half]}
+    found = more_repeats(close, 94)
+    # the difference of 0.5 is less than its standard error, 1: 1 and 1/16, and the leader sqrt(1 + 1/256)
+    weight = np.array([math.sqrt(1 + 1 / 256), 1.0, 1 / 16])
+    assert [found[t] + 2 for t in (5, 6, 7)] == pytest.approx(100 * weight / weight.sum(), abs=1)
+    assert sum(found.values()) == 94
+
+
+def test_one_that_is_surely_the_best_gets_nothing_more():
+    assert more_repeats({1: [0.0, 0.01], 2: [5.0, 5.01], 3: [6.0, 6.01]}, 20) == {}
+    assert more_repeats({1: [0.0, 0.0], 2: [5.0, 5.0]}, 20) == {}  # seeds make no difference
+    assert more_repeats({1: [0.0, 1.0], 2: [math.nan, 0.0]}, 20) == {}  # the other one is out
+    assert more_repeats({1: [0.0, 1.0], 2: [0.1, 0.9]}, 0) == {}
+    assert more_repeats({}, 20) == {}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.lists(st.floats(-10, 10), min_size=2, max_size=5), min_size=1, max_size=9),
+    left=st.integers(0, 90), lost=st.integers(0, 3),
+)  # fmt: skip
+def test_all_that_is_left_is_spent_or_nothing_and_never_on_what_failed(values, left, lost):
+    groups = {10 + i: list(v) for i, v in enumerate(values)}
+    failed = list(groups)[:lost]
+    for t in failed:
+        groups[t][0] = math.nan
+    found = more_repeats(groups, left)
+    assert sum(found.values()) in (0, left)
+    assert all(n > 0 for n in found.values())
+    assert not set(found) & set(failed)
+    assert more_repeats(groups, left) == found
+
+
+def test_it_finds_the_best_more_often_than_even_repeats_do():
+    rng = np.random.default_rng(1)
+    worth = np.array([0.0, 0.5, 1.0, 2.0, 2.5, 3.0, 3.5, 4.0])
+    right = {"even": 0, "rule": 0}
+    for _ in range(400):
+        values = {t: list(w + rng.normal(size=2)) for t, w in enumerate(worth)}
+        for name in right:
+            more = dict.fromkeys(values, 4) if name == "even" else more_repeats(values, 32)
+            whole = {t: [*v, *(worth[t] + rng.normal(size=more.get(t, 0)))] for t, v in values.items()}
+            right[name] += min(whole, key=lambda t: np.mean(whole[t])) == 0
+    assert right["rule"] > right["even"] + 20  # of 400; the spread of the difference is about 12
+
+
+# ---- whole studies ---------------------------------------------------------------------------------------
+
+WAVES = OPTIONS | {"trials": 120, "report": False}
+LUCK = 'return {"loss": 0.01 * jnp.abs(jnp.log10(hp.rate)) + jnp.tanh(state["x"][0])}'
+
+
+class CrashInRound(Crash):
+    def __init__(self, round_: int, n: int):
+        super().__init__(n)
+        self.round = round_
+
+    def progress(self, progress) -> None:
+        if progress.phase == "confirm" and progress.round == self.round:
+            super().progress(progress)
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """An experiment in which seeds matter more than settings do."""
+    path = tmp_path_factory.mktemp("noisy") / "exp.py"
+    path.write_text(TASK.replace('return {"loss": (state["x"] ** 2).mean()}', LUCK))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(noisy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "s"
+    vt.run(noisy, out=out, **WAVES)
+    return out
+
+
+def test_a_study_confirms_in_two_waves(whole):
+    study = vt.load(whole)
+    rounds = study.ledger.rounds()
+    assert [r.kind for r in rounds] == ["search", "search", "confirm", "confirm"]
+    waves = [[t.of for t in study.trials(round=r.round)] for r in rounds if r.kind == "confirm"]
+    assert sum(map(len, waves)) <= 15
+    assert {waves[0].count(of) for of in waves[0]} == {2}
+    assert set(waves[1]) <= set(waves[0])
+    assert study.best["repeats"] == (waves[0] + waves[1]).count(study.best["trial"])
+    seeds = [t.seed for t in study.trials()]
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_it_goes_on_inside_its_confirmation_to_the_same_bits(noisy, whole, tmp_path, checkpoints):
+    out = tmp_path / "s"
+    for round_, n in ((2, 2), (3, 1), (3, 3)):
+        with pytest.raises(MemoryError):
+            vt.run(noisy, out=out, listener=CrashInRound(round_, n), save_every=0, **WAVES)
+        if not checkpoints:
+            shutil.rmtree(out / "checkpoints")
+    vt.run(noisy, out=out, save_every=0, report=False)
+    assert content(out) == content(whole)
+
+
+def test_the_sampler_confirms_as_a_study_does(whole):
+    study = vt.load(whole)
+    sampler = vt.Sampler(study.space, trials=120, rounds=2)
+    for row in study.trials():
+        (asked,) = sampler.ask()
+        assert (asked.trial, asked.params, asked.seed, asked.round, asked.of) == (
+            row.trial, dict(row.params), row.seed, row.round, row.of,
+        )  # fmt: skip
+        sampler.tell([(asked.trial, row.value if row.state == "COMPLETE" else math.nan)])
+    assert sampler.done
+    assert sampler.best["trial"] == study.best["trial"]
+    assert sampler.best["repeats"] == study.best["repeats"]

@@ -1,0 +1,105 @@
+"""How many fresh seeds the best settings need: told by the search's noise before, by how close they are afterwards.
+
+Lower values are better here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from vmaptune.search.confirm import Budget
+from vmaptune.search.decide import chances, seed_spread
+from vmaptune.search.refine import LEAST_TRIALS, surrogate
+from vmaptune.search.zoom import Scored, best
+from vmaptune.space import Space
+
+RELIABLE = 0.8  # the share of the differences between means of repeats that is to be the settings' own
+LEAST = 2  # fresh seeds of a finalist: one has no spread
+SURE = 0.95  # a chance of being the best at which nothing more is trained
+
+
+def resized(budget: Budget, first: Space, scored: Sequence[Scored], *, repeats: int = 1) -> Budget:
+    """The budget with as large a confirmation as the noise asks for, known before the last search round.
+
+    What the noise doesn't ask for, the last round gets. The surrogate of the trials so far says how much of the
+    differences between the best settings is their own, and how much one seed's luck; the mean of `r` seeds is
+    reliable to `r s / (r s + n)` for variances `s` and `n` of those, and that is to be 0.8. So where seeds make no
+    difference each finalist gets two, and at most as many as the budget has.
+
+    Args:
+      scored: the trials before the last round.
+      repeats: seeds of each setting in the search, of whose mean the values are.
+
+    Source: Spearman (1910) and Brown (1910), for the reliability of a mean.
+    """
+    if len(budget.rounds) < 2 or not budget.finalists or len(best(scored, LEAST_TRIALS)) < LEAST_TRIALS:
+        return budget
+    wanted = min(budget.repeats, wanted_repeats(first, scored, budget.finalists, repeats))
+    spare = budget.finalists * (budget.repeats - wanted)
+    return replace(budget, rounds=(*budget.rounds[:-1], budget.rounds[-1] + spare), repeats=wanted)
+
+
+def wanted_repeats(first: Space, scored: Sequence[Scored], k: int, repeats: int = 1) -> int:
+    """How many fresh seeds tell the `k` best settings apart reliably, by the surrogate; at least two."""
+    fit = surrogate(first, scored)
+    rows = [s.params for s in best(scored, len(scored))]
+    expected = fit.mean(rows)
+    leaders = np.argsort(expected, kind="stable")[: max(2, k)]
+    own = float(np.var(expected[leaders], ddof=1)) + float(fit.variance([rows[i] for i in leaders]).mean())
+    wanted = RELIABLE / (1 - RELIABLE) * fit.noise * repeats / max(own, 1e-12)
+    return max(LEAST, math.ceil(min(wanted, 1e6)))
+
+
+def first_repeats(budget: Budget) -> int:
+    """Fresh seeds of each finalist before it is looked which of them need more: half of all, two at least."""
+    return min(budget.repeats, max(LEAST, math.ceil(budget.repeats / 2)))
+
+
+def more_repeats(values: Mapping[int, Sequence[float]], left: int) -> dict[int, int]:
+    """How many of the `left` trainings each finalist gets, by trial: more the closer it is to the best.
+
+    None at all where one of them is the best for sure (95 %), or where only one is left. A setting of which a repeat
+    was not finite is out.
+
+    Args:
+      values: the repeats so far of each finalist, by trial.
+
+    Source: Chen, Lin, Yücesan and Chick, Simulation budget allocation for further enhancing the efficiency of ordinal
+    optimization (2000), theorem 1, with one spread for all settings; a difference smaller than its standard error
+    counts as that.
+    """
+    finite = {t: v for t, v in values.items() if len(v) and np.isfinite(v).all()}
+    spread = seed_spread(finite)
+    if left < 1 or len(finite) < 2 or not spread > 0 or max(chances(finite).values()) >= SURE:
+        return {}
+    trials = list(finite)
+    n = np.array([len(v) for v in finite.values()], np.float64)
+    means = np.array([np.mean(v) for v in finite.values()])
+    leader = int(means.argmin())
+    apart = np.maximum((means - means[leader]) ** 2, spread**2 * (1 / n + 1 / n[leader]))
+    weight = 1 / apart
+    weight[leader] = 0.0
+    weight[leader] = math.sqrt(float((weight**2).sum()))
+    more = _filled(weight, n, left)
+    return {t: int(m) for t, m in zip(trials, more, strict=True) if m}
+
+
+def _filled(weight: np.ndarray, n: np.ndarray, left: int) -> np.ndarray:
+    """What each gets of `left` so that `n` and that together are as `weight`; what has too much already gets none."""
+    short = np.ones(len(n), bool)
+    while True:
+        share = np.where(short, weight, 0.0)
+        more = share / share.sum() * (n[short].sum() + left) - n
+        if (more[short] >= 0).all():
+            break
+        short &= more >= 0
+    more = np.where(short, more, 0.0)
+    whole = np.floor(more + 1e-9)
+    rest = left - int(whole.sum())
+    for i in np.argsort(-(more - whole), kind="stable")[:rest]:
+        whole[i] += 1
+    return whole
