@@ -17,10 +17,10 @@ from vmaptune.rewrite import fit_for_cpu
 SIZES = st.integers(1, 5)
 
 
-def fitted(function, *args):
+def fitted(function, *args, **options):
     """`function` computed by its jaxpr as fitted, and that jaxpr."""
     closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
-    jaxpr = fit_for_cpu(closed.jaxpr)
+    jaxpr = fit_for_cpu(closed.jaxpr, **options)
 
     def call(*values):
         flat = jax.core.eval_jaxpr(jaxpr, closed.consts, *jax.tree.leaves(values))
@@ -73,6 +73,71 @@ def test_other_products_stay_as_they_are():
 
     _, jaxpr = fitted(others, a, b, counts)
     assert "product_of_rows" not in str(jaxpr)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), P=st.lists(SIZES, max_size=2), M=st.lists(SIZES, min_size=1, max_size=2),
+       K=st.lists(SIZES, min_size=1, max_size=2), N=st.lists(st.integers(1, 11), min_size=1, max_size=2),
+       lanes=SIZES)  # fmt: skip
+def test_a_compiled_product_is_the_same_for_any_shape_and_order_of_axes(data, P, M, K, N, lanes):
+    letters = {"p": P, "m": M, "k": K, "n": N}
+    names = {key: [f"{key}{i}" for i in range(len(sizes))] for key, sizes in letters.items()}
+    size = {name: n for key, sizes in letters.items() for name, n in zip(names[key], sizes, strict=True)}
+    left = data.draw(st.permutations(names["p"] + names["m"] + names["k"]))
+    right = data.draw(st.permutations(names["p"] + names["k"] + names["n"]))
+    at = [tuple(order.index(name) for name in names[key]) for key in "kp" for order in (left, right)]
+
+    def product(a, b):
+        return jax.lax.dot_general(a, b, ((at[0], at[1]), (at[2], at[3])))
+
+    a, b = (normal(seed, lanes, *(size[name] for name in order)) for seed, order in enumerate((left, right)))
+    call, _ = fitted(product, a[0], b[0], compiled_products=True)
+    expected = np.stack([product_in_double(x, y, at) for x, y in zip(a, b, strict=True)])
+    got = jax.vmap(call)(a, b)
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def product_in_double(a, b, at):
+    (left_k, right_k, left_p, right_p), left, right = at, [0] * a.ndim, [0] * b.ndim
+    for i, (x, y) in enumerate(zip(left_k + left_p, right_k + right_p, strict=True)):
+        left[x] = right[y] = 1 + i
+    for axes, first in ((left, 20), (right, 40)):
+        axes[:] = [axis or first + i for i, axis in enumerate(axes)]
+    batch = [left[axis] for axis in left_p]
+    rest = [axis for axis in left + right if axis >= 20]
+    return np.einsum(np.asarray(a, np.float64), left, np.asarray(b, np.float64), right, batch + rest)
+
+
+def test_every_product_of_a_training_step_is_rows_times_columns_where_products_are_compiled():
+    x, w = normal(0, 7, 4), normal(1, 4, 4)
+
+    def gradient(x, w):
+        return jax.grad(lambda w: jnp.sum(jnp.tanh(jnp.tanh(x @ w) @ w)))(w)
+
+    call, jaxpr = fitted(gradient, x, w, compiled_products=True)
+    forms = {eqn.params["dimension_numbers"][0] for eqn in equations(jaxpr) if eqn.primitive.name == "dot_general"}
+    assert forms == {((1,), (0,))}
+    np.testing.assert_allclose(call(x, w), gradient(x, w), rtol=1e-5, atol=1e-6)
+
+
+@given(
+    st.lists(st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False), min_size=1, max_size=5),
+    st.floats(2.0**-20, 2.0**20, width=32),
+)
+@settings(max_examples=50, deadline=None)
+def test_a_quotient_by_one_number_is_right_to_two_units_in_the_last_place(values, divisor):
+    array, number = jnp.asarray(values, jnp.float32), jnp.float32(divisor)
+    call, jaxpr = fitted(lambda a, n: a / n, array, number)
+    assert "quotient" in str(jaxpr)
+    exact = np.asarray(values, np.float64) / np.float64(divisor)
+    np.testing.assert_allclose(call(array, number), exact, rtol=2.5e-7, atol=1e-37)
+
+
+def test_other_divisions_stay_as_they_are():
+    a, n = normal(0, 3, 2), jnp.float32(3)
+    _, jaxpr = fitted(lambda a, n: (a / a, n / n, n / a, a.astype(jnp.int32) // 2), a, n)
+    assert "quotient" not in str(jaxpr)
 
 
 FACTORISATIONS = {

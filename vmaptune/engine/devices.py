@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vmaptune.engine.compiling import ask_for_compiled_products, products_are_compiled
+
 CACHE_SIZE = 2**30  # bytes of compiled programs that are kept
 
 
@@ -73,6 +75,7 @@ def prepare_devices() -> str | None:
       None, or a note to show the person when JAX had started already and lanes therefore share one device.
     """
     keep_compiled_programs()
+    ask_for_compiled_products()
     cores = cpu_cores()
     if cores == 1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return None
@@ -129,6 +132,7 @@ def machine() -> dict[str, str | int]:
         "devices": jax.local_device_count(),
         "processor": _processor(),
         "cores": cpu_cores(),
+        "products": "compiled" if products_are_compiled() else "library",
         "python": platform.python_version(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,

@@ -20,6 +20,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vmaptune.engine.compiling import compiled, products_are_compiled
 from vmaptune.engine.devices import lane_mesh
 from vmaptune.engine.plan import Costs, Plan
 from vmaptune.errors import InputError
@@ -54,7 +55,9 @@ def hoist(function: Callable[..., Any], *args: Any) -> Hoisted:
     """Traces `function` for one lane and turns what it closes over into arguments."""
     closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
     tree = jax.tree.structure(out)
-    jaxpr = fit_for_cpu(closed.jaxpr) if jax.default_backend() == "cpu" else closed.jaxpr
+    jaxpr = closed.jaxpr
+    if jax.default_backend() == "cpu":
+        jaxpr = fit_for_cpu(jaxpr, compiled_products=products_are_compiled())
 
     def call(consts: Any, *values: Any) -> Any:
         flat = jax.core.eval_jaxpr(jaxpr, consts, *jax.tree.leaves(values))
@@ -231,7 +234,7 @@ class Program:
         # Filling runs once a trial and is long, straight code: optimising it fully takes longer than it ever runs. (At
         # level 0 it compiles faster still, but a refill then takes as long as tens of training steps.)
         quick = {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" else None
-        both = fill.compile(compiler_options=quick), train.compile()
+        both = fill.compile(compiler_options=quick), compiled(train)
         memory = both[1].memory_analysis()
         if memory is not None:
             self.memory_bytes = int(memory.temp_size_in_bytes + memory.argument_size_in_bytes)

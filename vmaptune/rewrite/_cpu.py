@@ -6,11 +6,20 @@ from typing import Any
 
 from vmaptune.rewrite._factorisations import one_at_a_time
 from vmaptune.rewrite._products import faster_product
+from vmaptune.rewrite._quotients import faster_quotient
 from vmaptune.rewrite._random import in_one_piece
 from vmaptune.rewrite._walk import exchanged
 
 
-def fit_for_cpu(jaxpr: Any) -> Any:
-    """The jaxpr with products of gradients in the layout that is fast, factorisations one matrix at a time, and random
-    bits in one piece."""
-    return exchanged(jaxpr, lambda eqn: faster_product(one_at_a_time(in_one_piece(eqn))))
+def fit_for_cpu(jaxpr: Any, *, compiled_products: bool = False) -> Any:
+    """The jaxpr with products in the layout that is fast, divisions by one number as multiplications, factorisations
+    one matrix at a time, and random bits in one piece.
+
+    `compiled_products` says that XLA compiles products with the program, instead of calling its library of kernels.
+    """
+
+    def fitted(eqn: Any) -> Any:
+        eqn = faster_product(one_at_a_time(in_one_piece(eqn)), compiled_products)
+        return faster_quotient(eqn)
+
+    return exchanged(jaxpr, fitted)

@@ -1,11 +1,11 @@
-"""Matrix products of a gradient that contract the rows of both factors, in a layout that a CPU's kernels take.
+"""Matrix products in the layout that a CPU computes fastest: rows times columns, the contracted axes side by side.
 
-The gradient of a weight matrix is the sum over examples of an outer product, `einsum("km,kn->mn")`. XLA's CPU kernel
-library takes products whose first factor has its contracted axis last; this form goes to a slower loop of XLA's own (3
-times slower at 32 examples of 8 units, 1.5 at 64 of 32), and computations before it, such as the gather of a batch, are
-repeated inside of it. With the first factor transposed into memory beforehand it is taken. The barriers keep XLA from
-folding the transpositions into the product again. The first factor is the smaller of the two where it matters most:
-JAX puts the output's gradient there, which for a model's first and last layer is smaller than the layer's input.
+A gradient's products come in other layouts: that of a weight matrix is a sum over examples of outer products,
+`einsum("km,kn->mn")`, that of a layer's input a product with the transposed weights, `einsum("mk,nk->mn")`. XLA's CPU
+compiler hands them to slower loops (3 times slower at 32 examples of 8 units, 1.5 at 64 of 32), into which
+computations before it, such as the gather of a batch, are repeated. So a factor is transposed into memory beforehand;
+the barriers keep XLA from folding the transpositions into the product again. Of a weight's gradient the first factor
+is transposed: JAX puts the output's gradient there, which for a model's first and last layer is the smaller one.
 """
 
 from __future__ import annotations
@@ -20,49 +20,103 @@ from jax import lax
 
 from vmaptune.rewrite._walk import call_instead
 
-MOST_ROWS = 512  # above, as in a convolution's gradient, copying the first factor takes what the product gains
+VECTOR = 8  # columns that a compiled product takes at once; the rest of a row goes one by one
+MOST_PADDED = 64  # columns, above which the rest is a small part
+MOST_ROWS = 512  # above, copying the first factor takes what XLA's library of kernels gains by it
 
 
 @dataclasses.dataclass(frozen=True)
 class ProductShape:
-    """One `dot_general` that contracts the leading axes of both factors: `[*K, *M]`, `[*K, *N]` to `[*M, *N]`."""
+    """One `dot_general` of float32 arrays: `[*P, *M, *K]` and `[*P, *K, *N]`, each in any order, to `[*P, *M, *N]`."""
 
     lhs: tuple[int, ...]
     rhs: tuple[int, ...]
+    lhs_order: tuple[int, ...]  # the axes of P, M, K
+    rhs_order: tuple[int, ...]  # the axes of P, K, N
+    batch: int  # how many axes P has
     contracted: int  # how many axes K has
     precision: Any
     preferred_element_type: Any
 
+    @property
+    def gradient_of_weights(self) -> bool:
+        """Whether both factors have the contracted axes first and nothing else is to be reordered."""
+        lhs, rhs = (tuple(range(len(s))) for s in (self.lhs, self.rhs))
+        return not self.batch and self.lhs_order == lhs[self.contracted :] + lhs[: self.contracted] != lhs and (
+            self.rhs_order == rhs
+        )  # fmt: skip
+
+    @property
+    def rows(self) -> int:
+        """The length of K."""
+        return math.prod(self.rhs[axis] for axis in self.rhs_order[self.batch : self.batch + self.contracted])
+
+    @property
+    def columns(self) -> int:
+        """The length of N."""
+        return math.prod(self.rhs[axis] for axis in self.rhs_order[self.batch + self.contracted :])
+
 
 def product_shape(eqn: Any) -> ProductShape | None:
-    """The record of an equation that is such a product of float32 matrices, or None."""
+    """The record of an equation that is a product of float32 arrays with something to contract, or None."""
     if eqn.primitive.name != "dot_general" or eqn.params.get("out_sharding") is not None:
         return None
     lhs, rhs = (v.aval for v in eqn.invars)
-    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = eqn.params["dimension_numbers"]
-    leading = tuple(range(len(lhs_contract)))
-    if lhs_batch or rhs_batch or not leading or tuple(lhs_contract) != leading or tuple(rhs_contract) != leading:
+    (lhs_k, rhs_k), (lhs_p, rhs_p) = eqn.params["dimension_numbers"]
+    if not lhs_k or {lhs.dtype, rhs.dtype} != {jnp.dtype(jnp.float32)}:
         return None
-    if {lhs.dtype, rhs.dtype} != {jnp.dtype(jnp.float32)} or lhs.ndim == len(leading) or rhs.ndim == len(leading):
-        return None
-    if math.prod(lhs.shape[: len(leading)]) > MOST_ROWS:
+    lhs_m = [axis for axis in range(lhs.ndim) if axis not in (*lhs_k, *lhs_p)]
+    rhs_n = [axis for axis in range(rhs.ndim) if axis not in (*rhs_k, *rhs_p)]
+    if not lhs_m or not rhs_n or 0 in (*lhs.shape, *rhs.shape):
         return None
     p = eqn.params
-    return ProductShape(tuple(lhs.shape), tuple(rhs.shape), len(leading), p["precision"], p["preferred_element_type"])
+    return ProductShape(
+        tuple(lhs.shape), tuple(rhs.shape), (*lhs_p, *lhs_m, *lhs_k), (*rhs_p, *rhs_k, *rhs_n), len(lhs_p), len(lhs_k),
+        p["precision"], p["preferred_element_type"],
+    )  # fmt: skip
 
 
-def product(shape: ProductShape, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """The product of `shape`: lhs `[*K, *M]`, rhs `[*K, *N]`, result `[*M, *N]`."""
-    K = math.prod(shape.lhs[: shape.contracted])
-    first = lax.optimization_barrier(lhs.reshape(K, -1).T)  # [M, K]
+def product(shape: ProductShape, padding: int, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """The product of `shape`, `[*P, *M, *N]`, with so many columns of zeros beside N while it is computed."""
+    P = [lhs.shape[axis] for axis in shape.lhs_order[: shape.batch]]
+    M = [lhs.shape[axis] for axis in shape.lhs_order[shape.batch : -shape.contracted]]
+    N = [rhs.shape[axis] for axis in shape.rhs_order[shape.batch + shape.contracted :]]
+    moved = shape.lhs_order != tuple(range(lhs.ndim))
+    first = _in_order(lhs, shape.lhs_order, (*P, math.prod(M), shape.rows))
+    second = _in_order(rhs, shape.rhs_order, (*P, shape.rows, math.prod(N)))
+    if padding:
+        second = jnp.pad(second, [(0, 0)] * (second.ndim - 1) + [(0, padding)])
+    batch, last = tuple(range(len(P))), len(P)
     out = lax.dot_general(
-        first, rhs.reshape(K, -1), (((1,), (0,)), ((), ())),
+        first, second, (((last + 1,), (last,)), (batch, batch)),
         precision=shape.precision, preferred_element_type=shape.preferred_element_type,
     )  # fmt: skip
-    return lax.optimization_barrier(out).reshape(*shape.lhs[shape.contracted :], *shape.rhs[shape.contracted :])
+    if padding:
+        out = lax.slice_in_dim(out, 0, math.prod(N), axis=-1)
+    return (lax.optimization_barrier(out) if moved else out).reshape(*P, *M, *N)
 
 
-def faster_product(eqn: Any) -> Any:
-    """The equation to compute in the place of a product of this form, equal to rounding; others as they are."""
+def _in_order(array: jax.Array, order: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
+    """The array with its axes in another order, in memory as well; untouched if they are in that order."""
+    if order == tuple(range(array.ndim)):
+        return array.reshape(shape)
+    return lax.optimization_barrier(array.transpose(order).reshape(shape))
+
+
+def faster_product(eqn: Any, compiled: bool = False) -> Any:
+    """The equation to compute in the place of a product, equal to rounding; others as they are.
+
+    Args:
+      compiled: whether XLA compiles products with the program; each one is put in order then. Its library of kernels
+        takes most as they are.
+    """
     shape = product_shape(eqn)
-    return eqn if shape is None else call_instead(eqn, "product_of_rows", (product, shape))
+    if shape is None:
+        return eqn
+    if not compiled:
+        wanted, padding = shape.gradient_of_weights and shape.rows <= MOST_ROWS, 0
+    else:
+        in_order = (shape.lhs_order, shape.rhs_order) == (tuple(range(len(shape.lhs))), tuple(range(len(shape.rhs))))
+        padding = -shape.columns % VECTOR if VECTOR // 2 < shape.columns < MOST_PADDED else 0
+        wanted = not in_order or padding > 0
+    return call_instead(eqn, "product_of_rows", (product, shape, padding)) if wanted else eqn

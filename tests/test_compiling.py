@@ -1,0 +1,59 @@
+"""How XLA is asked to compile products with a program, and what happens where it cannot be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vmaptune.engine import compiling
+
+ASKED = """
+import os, sys
+{before}
+import vmaptune as vt
+vt.prepare_devices()
+import jax, jax.numpy as jnp
+from vmaptune.engine.compiling import compiled, products_are_compiled
+from vmaptune.engine.devices import machine
+lowered = jax.jit(lambda a, b: a @ b).lower(jnp.ones((32, 8)), jnp.ones((8, 8)))
+print(products_are_compiled(), "ynn" in compiled(lowered).as_text(), machine()["products"])
+"""
+
+
+def asked(before=""):
+    done = subprocess.run([sys.executable, "-c", ASKED.format(before=before)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()
+
+
+def test_products_are_compiled_where_vmaptune_comes_before_the_backend():
+    assert asked() == ["True", "False", "compiled"]
+
+
+def test_xla_flags_of_the_person_stay_and_win():
+    before = "os.environ['XLA_FLAGS'] = '--xla_backend_extra_options=xla_cpu_small_call'"
+    assert asked(before)[::2] == ["False", "library"]
+
+
+def test_a_backend_that_had_started_keeps_its_library():
+    assert asked("import jax; jax.devices()")[::2] == ["False", "library"]
+
+
+def test_an_option_that_this_xla_does_not_know_is_left_out(monkeypatch):
+    monkeypatch.setattr(compiling, "OPTIONS", {"xla_no_such_thing": True, "xla_cpu_multi_thread_eigen": False})
+    monkeypatch.setattr(compiling, "products_are_compiled", lambda: True)
+    monkeypatch.setattr(compiling, "_unknown", set())
+    double = compiling.compiled(jax.jit(lambda x: 2 * x).lower(jnp.ones(3)))
+    assert double(jnp.ones(3)).tolist() == [2, 2, 2]
+    assert compiling._unknown == {"xla_no_such_thing"}
+
+
+def test_other_errors_of_the_compiler_are_raised(monkeypatch):
+    monkeypatch.setattr(compiling, "OPTIONS", {"xla_cpu_multi_thread_eigen": "neither yes nor no"})
+    monkeypatch.setattr(compiling, "products_are_compiled", lambda: True)
+    with pytest.raises(Exception, match="xla_cpu_multi_thread_eigen"):
+        compiling.compiled(jax.jit(lambda x: 2 * x).lower(jnp.ones(3)))

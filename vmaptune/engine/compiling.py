@@ -1,0 +1,71 @@
+"""How a CPU's compiler is asked to compile the training of lanes.
+
+XLA's CPU compiler hands matrix products to libraries of kernels, which are made for large ones: a product of 32 × 8
+by 8 × 8 runs at a tenth of the machine's speed there, at two thirds of it in a loop that XLA can write itself and
+compile with the program. It writes that loop where one of its backend options asks for it and Eigen's threads are
+ruled out. The option reaches XLA through the environment alone, so it has to be there before JAX starts its backend;
+by itself it changes nothing, since a program must rule out Eigen's threads as well, as only ours do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import jax
+
+BY_XLA = "xla_force_enable_experimental_llvm_ir_gemm"
+TILE = "xla_llvm_ir_gemm_tile_size"  # rows : inner products : columns in vectors, held in registers
+EXTRA = "--xla_backend_extra_options"
+OPTIONS = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_experimental_ynn_fusion_type": ""}
+
+_unknown: set[str] = set()  # options that this version of XLA does not have
+
+
+def ask_for_compiled_products() -> None:
+    """Puts XLA's option into the environment; without effect where JAX has started, or where there are such options."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if EXTRA not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {EXTRA}={BY_XLA},{TILE}={_tile()}".strip()
+
+
+def products_are_compiled() -> bool:
+    """Whether products are compiled with the program here: on CPUs of which each core is a device, if XLA was asked."""
+    from vmaptune.engine.devices import cpu_cores
+
+    return jax.default_backend() == "cpu" and jax.local_device_count() >= cpu_cores() and BY_XLA in _flags_of_xla()
+
+
+def compiled(lowered: Any) -> Any:
+    """The executable of a lowered program that trains or measures lanes."""
+    while products_are_compiled():
+        options = {name: value for name, value in OPTIONS.items() if name not in _unknown}
+        try:
+            return lowered.compile(compiler_options=options)
+        except Exception as error:  # JAX has no name of its own for this one
+            unknown = [name for name in options if re.search(rf"No such compile option.*{name}", str(error))]
+            if not unknown:
+                raise
+            _unknown.update(unknown)
+    return lowered.compile()
+
+
+def _tile() -> str:
+    """Six rows and two vectors fill the 16 registers of AVX2; with AVX-512 there are 32."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            wide = any("avx512vl" in line for line in lines if line.startswith("flags"))
+    except OSError:
+        wide = False
+    return "8:16:2*vectwidth" if wide else "6:16:2*vectwidth"
+
+
+def _flags_of_xla() -> str:
+    """The options that XLA has read, whatever the environment says by now."""
+    try:
+        from jax._src.compiler import get_compile_options
+
+        return get_compile_options(num_replicas=1, num_partitions=1).SerializeAsString().decode("latin-1")
+    except (ImportError, AttributeError, TypeError):
+        return os.environ.get("XLA_FLAGS", "")  # another JAX keeps them elsewhere: the environment is the next best
