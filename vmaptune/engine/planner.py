@@ -122,7 +122,7 @@ def model_step_seconds(program: Program) -> float:
 
 def _key(functions: LaneFunctions, devices: int) -> str:
     """What a measurement holds for: the traced step and the machine."""
-    what = [str(functions.step.jaxpr), devices, sorted(machine().items())]
+    what = [str(functions.step.fitted), devices, sorted(machine().items())]
     return kept.digest(what)
 
 

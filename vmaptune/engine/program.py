@@ -48,25 +48,26 @@ class Hoisted(NamedTuple):
     consts: tuple[jax.Array, ...]
     out: Any  # pytree of ShapeDtypeStruct
     lower: Callable[[], Any]
-    jaxpr: Any = None
+    jaxpr: Any  # as traced
+    fitted: Any  # as it is computed on this device
 
 
 def hoist(function: Callable[..., Any], *args: Any) -> Hoisted:
     """Traces `function` for one lane and turns what it closes over into arguments."""
     closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
     tree = jax.tree.structure(out)
-    jaxpr = closed.jaxpr
+    fitted = closed.jaxpr
     if jax.default_backend() == "cpu":
-        jaxpr = fit_for_cpu(jaxpr, compiled_products=products_are_compiled())
+        fitted = fit_for_cpu(fitted, compiled_products=products_are_compiled())
 
     def call(consts: Any, *values: Any) -> Any:
-        flat = jax.core.eval_jaxpr(jaxpr, consts, *jax.tree.leaves(values))
+        flat = jax.core.eval_jaxpr(fitted, consts, *jax.tree.leaves(values))
         return jax.tree.unflatten(tree, flat)
 
     def lower() -> Any:
         return jax.jit(call).lower(tuple(closed.consts), *args)
 
-    return Hoisted(call, tuple(closed.consts), out, lower, jaxpr)
+    return Hoisted(call, tuple(closed.consts), out, lower, closed.jaxpr, fitted)
 
 
 def is_key(leaf: Any) -> bool:
