@@ -13,6 +13,7 @@ def machine_and_versions() -> tuple[dict[str, Any], dict[str, Any]]:
     from vmaptune.engine.devices import machine
 
     found = machine()
+    del found["products"]  # of the process that measures, not of this one
     hardware = ("platform", "device", "devices", "processor", "cores")
     return {k: found[k] for k in hardware}, {k: v for k, v in found.items() if k not in hardware}
 

@@ -24,7 +24,7 @@ from vmaptune.engine.compiling import compiled, products_are_compiled
 from vmaptune.engine.devices import lane_mesh
 from vmaptune.engine.plan import Costs, Plan
 from vmaptune.errors import InputError
-from vmaptune.rewrite import fit_for_cpu, with_fast_convolutions
+from vmaptune.rewrite import fit_for_cpu, products_are_short, with_fast_convolutions
 from vmaptune.task import Hyperparameters, Task
 
 SharedArrays = dict[tuple[int, Any], tuple[Any, Any]]
@@ -50,15 +50,20 @@ class Hoisted(NamedTuple):
     lower: Callable[[], Any]
     jaxpr: Any  # as traced
     fitted: Any  # as it is computed on this device
+    compiled: bool  # whether its products are to be compiled with the program
 
 
-def hoist(function: Callable[..., Any], *args: Any) -> Hoisted:
-    """Traces `function` for one lane and turns what it closes over into arguments."""
+def hoist(function: Callable[..., Any], *args: Any, compiles: Callable[[Any], bool] = lambda jaxpr: False) -> Hoisted:
+    """Traces `function` for one lane and turns what it closes over into arguments.
+
+    `compiles` says of its jaxpr whether products are to be compiled with the program, where they can be.
+    """
     closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
     tree = jax.tree.structure(out)
     fitted = closed.jaxpr
+    compiled_products = products_are_compiled() and compiles(fitted)
     if jax.default_backend() == "cpu":
-        fitted = fit_for_cpu(fitted, compiled_products=products_are_compiled())
+        fitted = fit_for_cpu(fitted, compiled_products=compiled_products)
 
     def call(consts: Any, *values: Any) -> Any:
         flat = jax.core.eval_jaxpr(fitted, consts, *jax.tree.leaves(values))
@@ -67,7 +72,7 @@ def hoist(function: Callable[..., Any], *args: Any) -> Hoisted:
     def lower() -> Any:
         return jax.jit(call).lower(tuple(closed.consts), *args)
 
-    return Hoisted(call, tuple(closed.consts), out, lower, closed.jaxpr, fitted)
+    return Hoisted(call, tuple(closed.consts), out, lower, closed.jaxpr, fitted, compiled_products)
 
 
 def is_key(leaf: Any) -> bool:
@@ -129,10 +134,12 @@ class LaneFunctions:
         self.key_kinds = kinds[-1]
         self.lockstep = task.shared is not None
         self.shared = hoist(task.shared or (lambda done: ()), count)
-        self.step = hoist(step, self.state, arrays, seed, count, self.shared.out)
+        self.step = hoist(step, self.state, arrays, seed, count, self.shared.out, compiles=products_are_short)
         self._check_state()
         # the experiment exchanges a training step's convolutions itself, before differentiation
-        self.evaluate = hoist(with_fast_convolutions(evaluate), self.state, arrays)
+        self.evaluate = hoist(
+            with_fast_convolutions(evaluate), self.state, arrays, compiles=lambda _: self.step.compiled
+        )
 
     def _check_state(self) -> None:
         before, after = self.state, self.step.out[0]
@@ -235,7 +242,10 @@ class Program:
         # Filling runs once a trial and is long, straight code: optimising it fully takes longer than it ever runs. (At
         # level 0 it compiles faster still, but a refill then takes as long as tens of training steps.)
         quick = {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" else None
-        both = fill.compile(compiler_options=quick), compiled(train)
+        both = (
+            fill.compile(compiler_options=quick),
+            (compiled(train) if self.functions.step.compiled else train.compile()),
+        )
         memory = both[1].memory_analysis()
         if memory is not None:
             self.memory_bytes = int(memory.temp_size_in_bytes + memory.argument_size_in_bytes)

@@ -6,6 +6,7 @@ from vmaptune.rewrite._cpu import fit_for_cpu
 from vmaptune.rewrite._jaxpr import find_convolutions, with_fast_convolutions
 from vmaptune.rewrite._pooling import PoolShape, pool
 from vmaptune.rewrite._precision import with_bfloat16_products
+from vmaptune.rewrite._products import products_are_short
 
 __all__ = [
     "Choice",
@@ -18,6 +19,7 @@ __all__ = [
     "fit_for_cpu",
     "measure",
     "pool",
+    "products_are_short",
     "with_bfloat16_products",
     "with_fast_convolutions",
 ]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vmaptune.rewrite._walk import call_instead
+from vmaptune.rewrite._walk import call_instead, inner_jaxprs
 
 VECTOR = 8  # columns that a compiled product takes at once; the rest of a row goes one by one
 MOST_PADDED = 64  # columns, above which the rest is a small part
@@ -50,6 +50,11 @@ class ProductShape:
     def rows(self) -> int:
         """The length of K."""
         return math.prod(self.rhs[axis] for axis in self.rhs_order[self.batch : self.batch + self.contracted])
+
+    @property
+    def longest(self) -> int:
+        """The longer of K and M."""
+        return max(self.rows, math.prod(self.lhs[axis] for axis in self.lhs_order[self.batch : -self.contracted]))
 
     @property
     def columns(self) -> int:
@@ -101,6 +106,17 @@ def _in_order(array: jax.Array, order: tuple[int, ...], shape: tuple[int, ...]) 
     if order == tuple(range(array.ndim)):
         return array.reshape(shape)
     return lax.optimization_barrier(array.transpose(order).reshape(shape))
+
+
+def products_are_short(jaxpr: Any) -> bool:
+    """Whether no product of a jaxpr, or of what it calls, has more than `MOST_ROWS` rows: then it pays to compile them.
+
+    A convolution's have thousands, and what is copied for a compiled product takes more than it gains.
+    """
+    shapes = (product_shape(eqn) for eqn in jaxpr.eqns)
+    return all(shape is None or shape.longest <= MOST_ROWS for shape in shapes) and all(
+        products_are_short(inner) for eqn in jaxpr.eqns for inner in inner_jaxprs(eqn)
+    )
 
 
 def faster_product(eqn: Any, compiled: bool = False) -> Any:
