@@ -28,13 +28,14 @@ class Plain:
         self.work, self.method, self.target = work, method, options.get("seconds", 1.0)
         (x, y), valid = work.data()
         self.train, self.valid = (jnp.array(x), jnp.array(y)), jax.tree.map(jnp.array, valid)
-        self.graph = nnx.split(model_of(work, nnx.Rngs(0)))[0]
+        # what is no parameter, such as a GRU's own keys, does not change in training
+        self.graph, _, self.rest = nnx.split(model_of(work, nnx.Rngs(0)), nnx.Param, ...)
         self.order = order(work, work.segment)
 
     # ---- one model -----------------------------------------------------------------------------------
 
     def init(self, hp: Any, key: Any) -> Any:
-        params = nnx.split(model_of(self.work, nnx.Rngs(key)))[1]
+        params = nnx.state(model_of(self.work, nnx.Rngs(key)), nnx.Param)
         return params, self.adam(hp).init(params)
 
     def adam(self, hp: Any) -> Any:
@@ -43,7 +44,7 @@ class Plain:
     def step(self, state: Any, hp: Any, data: Any, rows: Any) -> Any:
         params, opt = state
         batch = jax.tree.map(lambda a: a[rows], data)
-        value, grads = jax.value_and_grad(lambda p: loss(nnx.merge(self.graph, p), batch))(params)
+        value, grads = jax.value_and_grad(lambda p: loss(nnx.merge(self.graph, p, self.rest, copy=True), batch))(params)
         updates, opt = self.adam(hp).update(grads, opt, params)
         return (optax.apply_updates(params, updates), opt), value
 
@@ -52,7 +53,7 @@ class Plain:
         return state, losses[-1]
 
     def error(self, state: Any, data: Any) -> Any:
-        return metrics(nnx.merge(self.graph, state[0]), data)["error"]
+        return metrics(nnx.merge(self.graph, state[0], self.rest, copy=True), data)["error"]
 
     # ---- the peer ------------------------------------------------------------------------------------
 
