@@ -20,7 +20,7 @@ import jax, jax.numpy as jnp
 from vmaptune.engine.compiling import compiled, products_are_compiled
 from vmaptune.engine.devices import machine
 lowered = jax.jit(lambda a, b: a @ b).lower(jnp.ones((32, 8)), jnp.ones((8, 8)))
-print(products_are_compiled(), "ynn" in compiled(lowered).as_text(), machine()["products"])
+print(products_are_compiled(), "ynn" in compiled(lowered, products=True).as_text(), machine()["products"])
 """
 
 
@@ -44,16 +44,41 @@ def test_a_backend_that_had_started_keeps_its_library():
 
 
 def test_an_option_that_this_xla_does_not_know_is_left_out(monkeypatch):
-    monkeypatch.setattr(compiling, "OPTIONS", {"xla_no_such_thing": True, "xla_cpu_multi_thread_eigen": False})
+    monkeypatch.setattr(compiling, "PRODUCTS", {"xla_no_such_thing": True, "xla_cpu_multi_thread_eigen": False})
     monkeypatch.setattr(compiling, "products_are_compiled", lambda: True)
     monkeypatch.setattr(compiling, "_unknown", set())
-    double = compiling.compiled(jax.jit(lambda x: 2 * x).lower(jnp.ones(3)))
+    double = compiling.compiled(jax.jit(lambda x: 2 * x).lower(jnp.ones(3)), products=True)
     assert double(jnp.ones(3)).tolist() == [2, 2, 2]
     assert compiling._unknown == {"xla_no_such_thing"}
 
 
 def test_other_errors_of_the_compiler_are_raised(monkeypatch):
-    monkeypatch.setattr(compiling, "OPTIONS", {"xla_cpu_multi_thread_eigen": "neither yes nor no"})
+    monkeypatch.setattr(compiling, "PRODUCTS", {"xla_cpu_multi_thread_eigen": "neither yes nor no"})
     monkeypatch.setattr(compiling, "products_are_compiled", lambda: True)
     with pytest.raises(Exception, match="xla_cpu_multi_thread_eigen"):
-        compiling.compiled(jax.jit(lambda x: 2 * x).lower(jnp.ones(3)))
+        compiling.compiled(jax.jit(lambda x: 2 * x).lower(jnp.ones(3)), products=True)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "bits", "tile"),
+    [
+        ({"vendor_id": "AuthenticAMD", "cpu family": "26", "flags": "fpu avx512f avx512vl"}, 512, "8:16:2*vectwidth"),
+        ({"vendor_id": "AuthenticAMD", "cpu family": "25", "flags": "fpu avx512f avx512vl"}, 0, "8:16:2*vectwidth"),
+        ({"vendor_id": "GenuineIntel", "cpu family": "26", "flags": "fpu avx512f avx512vl"}, 0, "8:16:2*vectwidth"),
+        ({"vendor_id": "AuthenticAMD", "cpu family": "26", "flags": "fpu avx2"}, 0, "6:16:2*vectwidth"),
+        ({}, 0, "6:16:2*vectwidth"),
+    ],
+)
+def test_the_width_of_vectors_goes_with_the_processor(monkeypatch, cpuinfo, bits, tile):
+    monkeypatch.setattr(compiling, "_cpuinfo", lambda: cpuinfo)
+    assert compiling.vector_bits() == bits
+    assert compiling._tile() == tile
+    options = compiling._options(products=False)
+    assert options.get("xla_cpu_prefer_vector_width", 0) == bits
+
+
+def test_this_xla_knows_every_option(monkeypatch):
+    monkeypatch.setattr(compiling, "_options", lambda products: compiling.PRODUCTS | compiling.WIDE)
+    monkeypatch.setattr(compiling, "_unknown", set())
+    compiling.compiled(jax.jit(lambda x: 2 * x + 1).lower(jnp.ones(4096)), products=True)
+    assert compiling._unknown == set()

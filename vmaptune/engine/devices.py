@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vmaptune.engine.compiling import ask_for_compiled_products, products_are_compiled
+from vmaptune.engine.compiling import ask_for_compiled_products, products_are_compiled, vector_bits
 
 CACHE_SIZE = 2**30  # bytes of compiled programs that are kept
 
@@ -133,6 +133,7 @@ def machine() -> dict[str, str | int]:
         "processor": _processor(),
         "cores": cpu_cores(),
         "products": "compiled" if products_are_compiled() else "library",
+        "vectors": f"{vector_bits()} bits" if vector_bits() else "as XLA takes them",
         "python": platform.python_version(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,

@@ -7,7 +7,7 @@ plan is never slower than that. What was measured is kept per program and machin
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,11 +47,13 @@ def planned(
     pinned: Mapping[str, int] | None = None,
     shared: SharedArrays | None = None,
     measure: bool | None = None,
+    settle: Callable[[], None] = lambda: None,
 ) -> Planned:
     """The plan for `rounds` times `trials` of `steps` each: as pinned, as measured before, measured now, or guessed.
 
     Args:
       measure: True times the candidates even for a small run, False never does; None where it pays.
+      settle: called before anything is timed, to wait for what else computes.
     """
     pinned = dict(pinned or {})
     guess = default_plan(costs, steps=steps, trials=trials, pinned=pinned)
@@ -65,6 +67,7 @@ def planned(
         seconds = rounds * trials * run_seconds(costs, steps, guess.devices)
         if measure is None and (seconds < LEAST_SECONDS or jax.default_backend() != "cpu"):
             return Planned(guess, "from sizes: too small a run to measure for", {})
+        settle()
         measured, why = _measured(functions, guess, trials, shared), "measured now"
         kept.write(file, measured)
     lanes = min(measured, key=measured.__getitem__)

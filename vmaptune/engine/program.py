@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -159,8 +160,8 @@ class LaneFunctions:
                    f"{jax.tree.structure(after)}")
             )  # fmt: skip
 
-    def costs(self) -> Costs:
-        """Operations and bytes of one lane, from the lowered functions; nothing is compiled."""
+    @cached_property
+    def _costs(self) -> Costs:
         state = sum(int(np.prod(s.shape, dtype=np.int64)) * s.dtype.itemsize for s in jax.tree.leaves(self.state))
         step, evaluate = _analysis(self.step), _analysis(self.evaluate)
         touched = step.get("bytes accessed", 0.0) - 4.0 * sum(c.size for c in self.step.consts)
@@ -170,6 +171,10 @@ class LaneFunctions:
             step_flops=float(step.get("flops", 1.0)),
             evaluate_flops=float(evaluate.get("flops", 1.0)),
         )
+
+    def costs(self) -> Costs:
+        """Operations and bytes of one lane, from the lowered functions; nothing is compiled."""
+        return self._costs
 
 
 def _as_arrays(tree: Any) -> Any:
@@ -226,11 +231,12 @@ class Program:
         state, n = self.state_shapes(), _shape((), jnp.int32, self.everywhere)
         # an accelerator would be idle with one lane
         cpu = jax.default_backend() == "cpu"
-        fill = _fill_one_by_one(self.functions) if cpu else _device(_fill_tile(self.functions), self.plan)
+        fill = _fill_one_by_one(self.functions) if cpu else _device(_fill_tile(self.functions), self.plan, ())
+        train = _device(_train_tile(self.functions, self.uneven), self.plan, _result_shapes(self.functions))
         return [
             (self._sharded(fill, 5), (self.consts[0], state, hp, seeds, fresh)),
             (
-                self._sharded(_device(_train_tile(self.functions, self.uneven), self.plan), 6),
+                self._sharded(train, 6),
                 (self.consts[1:], state, hp, seeds, limits, n),
             ),
         ]
@@ -244,7 +250,7 @@ class Program:
         quick = {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" else None
         both = (
             fill.compile(compiler_options=quick),
-            (compiled(train) if self.functions.step.compiled else train.compile()),
+            compiled(train, products=self.functions.step.compiled),
         )
         memory = both[1].memory_analysis()
         if memory is not None:
@@ -285,11 +291,11 @@ class Program:
         return self._train(self.consts[1:], state, hp, seeds, limits, self._counts[n])
 
 
-def _device(tile: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
+def _device(tile: Callable[..., Any], plan: Plan, shapes: Any) -> Callable[..., Any]:
     """The tiles of one device, one after another: the same function as `tile`, of all of the device's lanes.
 
     `tile(consts, carry, *by_lane, *rest)` takes arrays of its own lanes, and numbers that all share as the rest; it
-    returns the new carry and its results.
+    returns the new carry and its results, which have one lane's `shapes` for each lane.
     """
     if plan.tiles == 1:
         return tile
@@ -304,8 +310,7 @@ def _device(tile: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
             mine = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, 0, keepdims=False), lanes)
             return tile(consts, *mine, *rest)
 
-        shapes = jax.eval_shape(lambda: run(0, split)[1])
-        results = jax.tree.map(lambda s: jnp.zeros((plan.tiles, *s.shape), s.dtype), shapes)
+        results = jax.tree.map(lambda s: jnp.zeros((plan.tiles, plan.lanes, *s.shape), s.dtype), shapes)
 
         def one(t: Any, both: Any) -> Any:
             new = run(t, (both[0], *split[1:]))
@@ -350,36 +355,41 @@ def _fill_one_by_one(functions: LaneFunctions) -> Callable[..., Any]:
 def _train_tile(functions: LaneFunctions, uneven: bool) -> Callable[..., Any]:
     """A segment of one tile's lanes."""
 
+    def step(given: Any, lane: Any, arrays: Any, seed: Any, limit: Any) -> Any:
+        (state, done, bad, total), (consts, alike) = lane, given
+        new, loss = functions.step.call(consts, unpack(state, functions.key_kinds), arrays, seed, done, alike)
+        new, after = pack(new), done + 1
+        if uneven:
+            new, after, loss = _either(done < limit, (new, after, loss), (state, done, jnp.float32(0)))
+        if functions.has_loss:
+            bad = jnp.where((bad == NEVER) & ~jnp.isfinite(loss), after, bad)
+        return new, after, bad, total + loss
+
+    def measure(consts: Any, lane: Any, first: Any, arrays: Any) -> Any:
+        state, done, bad, total = lane
+        # A lane that went wrong is frozen as it was at the segment's start: once a segment, since a choice in
+        # each step costs some percent of it, and since its state is spoilt a step before its loss shows it.
+        state = _either(bad == NEVER, state, first[0])
+        metrics = functions.evaluate.call(consts, unpack(state, functions.key_kinds), arrays)
+        metrics = {name: jnp.where(bad == NEVER, value, jnp.nan) for name, value in metrics.items()}
+        return (state, done, bad), Result(total / (done - first[1]), bad, done, metrics)
+
     def tile(consts: Any, carry: Any, hp: Any, seeds: Any, limits: Any, n: Any) -> Any:
         step_consts, evaluate_consts, shared_consts = consts
 
-        def train(start: Any, lane: Any, arrays: Any, seed: Any, limit: Any) -> Any:
-            def body(t: Any, c: Any) -> Any:
-                (state, done, bad, total), alike = c
-                new, loss = functions.step.call(
-                    step_consts, unpack(state, functions.key_kinds), arrays, seed, done, alike
-                )
-                new, after = pack(new), done + 1
-                if uneven:
-                    new, after, loss = _either(done < limit, (new, after, loss), (state, done, jnp.float32(0)))
-                if functions.has_loss:
-                    bad = jnp.where((bad == NEVER) & ~jnp.isfinite(loss), after, bad)
-                # worked out a step ahead: as part of the step, the compiler would repeat it for each use
-                alike = functions.shared.call(shared_consts, start + t + 1)
-                return (new, after, bad, total + loss), alike
-
-            first = functions.shared.call(shared_consts, start)
-            (state, done, bad, total), _ = lax.fori_loop(0, n, body, ((*lane, jnp.float32(0)), first))
-            # A lane that went wrong is frozen as it was at the segment's start: once a segment, since a choice in
-            # each step costs some percent of it, and since its state is spoilt a step before its loss shows it.
-            state = _either(bad == NEVER, state, lane[0])
-            metrics = functions.evaluate.call(evaluate_consts, unpack(state, functions.key_kinds), arrays)
-            metrics = {name: jnp.where(bad == NEVER, value, jnp.nan) for name, value in metrics.items()}
-            return (state, done, bad), Result(total / (done - lane[1]), bad, done, metrics)
-
         def live(carry: Any) -> Any:
             # in lockstep all lanes of a tile that still train have done as many steps, others fewer
-            return over_lanes(train)(carry[1].max(), carry, hp, seeds, limits)
+            start = carry[1].max()
+
+            def body(t: Any, both: Any) -> Any:
+                lanes, alike = both
+                lanes = over_lanes(step)((step_consts, alike), lanes, hp, seeds, limits)
+                # worked out a step ahead: as part of the step, the compiler would repeat it for each use
+                return lanes, functions.shared.call(shared_consts, start + t + 1)
+
+            lanes = (*carry, jnp.zeros(len(limits), jnp.float32))
+            lanes, _ = lax.fori_loop(0, n, body, (lanes, functions.shared.call(shared_consts, start)))
+            return over_lanes(measure)(evaluate_consts, lanes, carry, hp)
 
         def idle(carry: Any) -> Any:
             shapes = _result_shapes(functions)

@@ -104,12 +104,15 @@ class Groups:
         self.counts.phase, phase = "compile", self.counts.phase
         self.counts.tell()
         started = time.perf_counter()
-        met = [self._groups.get(static) or self._trace(static, found) for static, found in trials.items()]
+        met, new = [], []
+        for static, found in trials.items():
+            met.append(self._groups.get(static) or self._trace(static, found))
+            if met[-1]._program is None and met[-1].number not in self._compiling:  # while the next one is traced
+                self._compiling[met[-1].number] = self._pool.submit(self._compile, met[-1])
+                new.append(met[-1])
         with self.ledger.transaction():  # the plans first: a study that goes on takes them, whatever was compiled
-            for group in met:
-                if group._program is None and group.number not in self._compiling:
-                    self._write(group)
-                    self._compiling[group.number] = self._pool.submit(self._compile, group)
+            for group in new:
+                self._write(group)
         self.counts.seconds["compile"] += time.perf_counter() - started
         while not (any if ahead else all)(self.ready(group) for group in met):
             self.wait()
@@ -135,6 +138,10 @@ class Groups:
         waited = time.perf_counter() - started
         self.counts.seconds["compile"] += waited
         return waited
+
+    def _settle(self) -> None:
+        """Waits for all programs that compile in the background."""
+        wait(self._compiling.values())
 
     def _write(self, group: Group) -> None:
         """A group as it is known now into the ledger."""
@@ -184,7 +191,7 @@ class Groups:
         choice = self.experiment.convolutions
         costs, rounds = functions.costs(), self.options.rounds
         lanes = default_plan(costs, steps=steps, trials=n, pinned=dict(self.options.plan)).lanes
-        measured = fastest_convolutions(choice.asked, lanes, rounds * n * run_seconds(costs, steps))
+        measured = fastest_convolutions(choice.asked, lanes, rounds * n * run_seconds(costs, steps), self._settle)
         return LaneFunctions(self.task, dict(static), self.traced) if choice.settle(measured) else functions
 
     def _planned(self, functions: LaneFunctions, steps: int, trials: int) -> tuple[Plan, str]:
@@ -192,7 +199,7 @@ class Groups:
         plain = self.options.method != "pbt" and not self.options.stopping
         found = planned(
             functions, functions.costs(), steps=steps, trials=trials, rounds=self.options.rounds,
-            pinned=self.options.plan, shared=self._shared, measure=None if plain else False,
+            pinned=self.options.plan, shared=self._shared, measure=None if plain else False, settle=self._settle,
         )  # fmt: skip
         plan = found.plan
         if self.options.method == "pbt" and "every" not in self.options.plan:
