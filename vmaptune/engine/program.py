@@ -231,8 +231,8 @@ class Program:
         state, n = self.state_shapes(), _shape((), jnp.int32, self.everywhere)
         # an accelerator would be idle with one lane
         cpu = jax.default_backend() == "cpu"
-        fill = _fill_one_by_one(self.functions) if cpu else _device(_fill_tile(self.functions), self.plan, ())
-        train = _device(_train_tile(self.functions, self.uneven), self.plan, _result_shapes(self.functions))
+        fill = _fill_one_by_one(self.functions) if cpu else _device(_filling(self.functions), self.plan)
+        train = _device(_training(self.functions, self.uneven), self.plan)
         return [
             (self._sharded(fill, 5), (self.consts[0], state, hp, seeds, fresh)),
             (
@@ -291,48 +291,61 @@ class Program:
         return self._train(self.consts[1:], state, hp, seeds, limits, self._counts[n])
 
 
-def _device(tile: Callable[..., Any], plan: Plan, shapes: Any) -> Callable[..., Any]:
-    """The tiles of one device, one after another: the same function as `tile`, of all of the device's lanes.
+class Tile(NamedTuple):
+    """What is done to one tile of lanes."""
 
-    `tile(consts, carry, *by_lane, *rest)` takes arrays of its own lanes, and numbers that all share as the rest; it
-    returns the new carry and its results, which have one lane's `shapes` for each lane.
+    busy: Callable[..., Any]  # (carry, *by_lane, *rest) -> bool: whether there is anything to do
+    run: Callable[..., Any]  # (consts, carry, *by_lane, *rest) -> (carry, results)
+    results: Any  # shapes of one lane's results
+
+
+def _device(tile: Tile, plan: Plan) -> Callable[..., Any]:
+    """The tiles of one device, one after another: a function of all of the device's lanes.
+
+    Its arguments are the constants, the carry, arrays of all lanes, and numbers that all share as the rest. Each lane
+    is read from the carry and written back once; the results of a tile that had nothing to do are 0.
     """
-    if plan.tiles == 1:
-        return tile
 
     def device(consts: Any, carry: Any, *more: Any) -> Any:
         rest = [a for a in more if getattr(a, "shape", None) == ()]
-        split = jax.tree.map(
+        carry, *by_lane = jax.tree.map(
             lambda a: a.reshape((plan.tiles, plan.lanes, *a.shape[1:])), (carry, *more[: len(more) - len(rest)])
         )
-
-        def run(t: Any, lanes: Any) -> Any:
-            mine = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, 0, keepdims=False), lanes)
-            return tile(consts, *mine, *rest)
-
-        results = jax.tree.map(lambda s: jnp.zeros((plan.tiles, plan.lanes, *s.shape), s.dtype), shapes)
+        results = jax.tree.map(lambda s: jnp.zeros((plan.tiles, plan.lanes, *s.shape), s.dtype), tile.results)
 
         def one(t: Any, both: Any) -> Any:
-            new = run(t, (both[0], *split[1:]))
-            return jax.tree.map(lambda whole, part: lax.dynamic_update_index_in_dim(whole, part, t, 0), both, new)
+            def of(tree: Any) -> Any:
+                return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, 0, keepdims=False), tree)
 
-        both = lax.fori_loop(0, plan.tiles, one, (split[0], results))
+            def put(whole: Any, part: Any) -> Any:
+                return jax.tree.map(lambda w, p: lax.dynamic_update_index_in_dim(w, p, t, 0), whole, part)
+
+            def run(both: Any) -> Any:
+                carry, results = both
+                new, found = tile.run(consts, of(carry), *of(by_lane), *rest)
+                return put(carry, new), put(results, found)
+
+            busy = tile.busy(of(both[0]), *of(by_lane), *rest)
+            return lax.cond(busy, run, lambda both: both, both)  # one predicate, so a real branch
+
+        both = (carry, results)
+        both = one(0, both) if plan.tiles == 1 else lax.fori_loop(0, plan.tiles, one, both)
         return jax.tree.map(lambda a: a.reshape((plan.tiles * plan.lanes, *a.shape[2:])), both)
 
     return device
 
 
-def _fill_tile(functions: LaneFunctions) -> Callable[..., Any]:
-    """One tile's fresh lanes initialised, the others as they are."""
+def _filling(functions: LaneFunctions) -> Tile:
+    """One tile's fresh lanes initialised."""
 
     def fill(consts: Any, lane: Any, arrays: Any, seed: Any, fresh: Any) -> Any:
         first = (pack(functions.init.call(consts, arrays, seed)), jnp.int32(0), jnp.int32(NEVER))
-        return jax.tree.map(lambda new, old: jnp.where(fresh, new, old), first, lane)
+        return _either(fresh, first, lane)
 
-    def tile(consts: Any, carry: Any, hp: Any, seeds: Any, fresh: Any) -> Any:
+    def run(consts: Any, carry: Any, hp: Any, seeds: Any, fresh: Any) -> Any:
         return over_lanes(fill)(consts, carry, hp, seeds, fresh), ()
 
-    return tile
+    return Tile(lambda carry, hp, seeds, fresh: fresh.any(), run, ())
 
 
 def _fill_one_by_one(functions: LaneFunctions) -> Callable[..., Any]:
@@ -352,7 +365,7 @@ def _fill_one_by_one(functions: LaneFunctions) -> Callable[..., Any]:
     return device
 
 
-def _train_tile(functions: LaneFunctions, uneven: bool) -> Callable[..., Any]:
+def _training(functions: LaneFunctions, uneven: bool) -> Tile:
     """A segment of one tile's lanes."""
 
     def step(given: Any, lane: Any, arrays: Any, seed: Any, limit: Any) -> Any:
@@ -365,39 +378,31 @@ def _train_tile(functions: LaneFunctions, uneven: bool) -> Callable[..., Any]:
             bad = jnp.where((bad == NEVER) & ~jnp.isfinite(loss), after, bad)
         return new, after, bad, total + loss
 
-    def measure(consts: Any, lane: Any, first: Any, arrays: Any) -> Any:
+    def measure(consts: Any, lane: Any, before: Any, arrays: Any) -> Any:
         state, done, bad, total = lane
-        # A lane that went wrong is frozen as it was at the segment's start: once a segment, since a choice in
-        # each step costs some percent of it, and since its state is spoilt a step before its loss shows it.
-        state = _either(bad == NEVER, state, first[0])
         metrics = functions.evaluate.call(consts, unpack(state, functions.key_kinds), arrays)
         metrics = {name: jnp.where(bad == NEVER, value, jnp.nan) for name, value in metrics.items()}
-        return (state, done, bad), Result(total / (done - first[1]), bad, done, metrics)
+        # A lane that went wrong is frozen as it was at the segment's start: once a segment, since a choice in each
+        # step costs some percent of it, and since its state is spoilt a step before its loss shows it.
+        state = _either(bad == NEVER, state, before[0])
+        return (state, done, bad), Result(total / (done - before[1]), bad, done, metrics)
 
-    def tile(consts: Any, carry: Any, hp: Any, seeds: Any, limits: Any, n: Any) -> Any:
+    def run(consts: Any, carry: Any, hp: Any, seeds: Any, limits: Any, n: Any) -> Any:
         step_consts, evaluate_consts, shared_consts = consts
+        # in lockstep all lanes of a tile that still train have done as many steps, others fewer
+        start = carry[1].max()
 
-        def live(carry: Any) -> Any:
-            # in lockstep all lanes of a tile that still train have done as many steps, others fewer
-            start = carry[1].max()
+        def body(t: Any, both: Any) -> Any:
+            lanes, alike = both
+            lanes = over_lanes(step)((step_consts, alike), lanes, hp, seeds, limits)
+            # worked out a step ahead: as part of the step, the compiler would repeat it for each use
+            return lanes, functions.shared.call(shared_consts, start + t + 1)
 
-            def body(t: Any, both: Any) -> Any:
-                lanes, alike = both
-                lanes = over_lanes(step)((step_consts, alike), lanes, hp, seeds, limits)
-                # worked out a step ahead: as part of the step, the compiler would repeat it for each use
-                return lanes, functions.shared.call(shared_consts, start + t + 1)
+        lanes = (*carry, jnp.zeros(len(limits), jnp.float32))
+        lanes, _ = lax.fori_loop(0, n, body, (lanes, functions.shared.call(shared_consts, start)))
+        return over_lanes(measure)(evaluate_consts, lanes, carry, hp)
 
-            lanes = (*carry, jnp.zeros(len(limits), jnp.float32))
-            lanes, _ = lax.fori_loop(0, n, body, (lanes, functions.shared.call(shared_consts, start)))
-            return over_lanes(measure)(evaluate_consts, lanes, carry, hp)
-
-        def idle(carry: Any) -> Any:
-            shapes = _result_shapes(functions)
-            return carry, jax.tree.map(lambda s: jnp.zeros((len(limits), *s.shape), s.dtype), shapes)
-
-        return lax.cond((carry[1] < limits).any(), live, idle, carry)  # one predicate, so a real branch
-
-    return tile
+    return Tile(lambda carry, hp, seeds, limits, n: (carry[1] < limits).any(), run, _result_shapes(functions))
 
 
 def over_lanes(function: Callable[..., Any]) -> Callable[..., Any]:
