@@ -71,12 +71,13 @@ def refill(quick: bool, folder: Path) -> Iterator[Row]:
     program, hp, seeds = digits_program(lanes=8, width=64)
     steps, width = 100, program.plan.width
     some = np.arange(width) % 3 > 0
-    limits = program.put(np.full(width, 2**30, np.int32))
-    state, _ = program.run(program.empty(), hp, seeds, np.ones(width, bool), limits, steps)
+    limits = np.full(width, 2**30)
+    table = program.table(hp, seeds, limits, some)
+    state, _ = program.run(program.empty(), program.table(hp, seeds, limits, True), steps, fill=True)
     times: dict[bool, list[float]] = {False: [], True: []}
     for i in range(24 if quick else 80):
         started = time.perf_counter()
-        state, result = program.run(state, hp, seeds, some if i % 2 else None, limits, steps)
+        state, result = program.run(state, table, steps, fill=bool(i % 2))
         jax.block_until_ready(result)
         times[bool(i % 2)].append(time.perf_counter() - started)
     plain, refilled = (float(np.median(t)) for t in (times[False], times[True]))
@@ -165,8 +166,8 @@ def digits_program(lanes: int, width: int) -> tuple[Any, Any, Any]:
     plan = Plan(devices=jax.local_device_count(), lanes=lanes, every=20)
     program = Program(LaneFunctions(task, {"width": width}, traced), traced, plan)
     samples = experiment.space.sample(plan.width, seed=0)
-    hp = {n: program.put(samples[n].astype(s.dtype)) for n, s in traced.items()}
-    return program, hp, program.put(np.arange(plan.width, dtype=np.uint32))
+    hp = {n: samples[n].astype(s.dtype) for n, s in traced.items()}
+    return program, hp, np.arange(plan.width, dtype=np.uint32)
 
 
 def _jobs(program: Any, n: int, steps: int, bad: int = 0) -> list[Any]:

@@ -105,26 +105,28 @@ def test_nan_neighbours_change_no_bit_and_are_told_with_their_step(program):
 @pytest.mark.parametrize("uneven", [False, True])
 def test_a_lane_that_goes_wrong_is_frozen_within_its_segment_and_stays_so_until_it_is_refilled(program, uneven):
     small = Program(program.functions, TRACED, Plan(devices=2, lanes=2, every=5), uneven=uneven)
-    seeds, limits = small.put(np.arange(4, dtype=np.uint32)), small.put(np.full(4, 99, np.int32))
 
-    def rates(wrong):
-        return {"rate": small.put(np.array([0.05, wrong, 0.05, 0.05], np.float32))}
+    def segment(state, rate, fresh=None):
+        hp = {"rate": np.array([0.05, rate, 0.05, 0.05], np.float32)}
+        table = small.table(hp, np.arange(4), np.full(4, 99), False if fresh is None else fresh)
+        state, result = small.run(state, table, 5, fill=fresh is not None)
+        return state, small.read(result)
 
     def lane(state, i):
-        return [np.array(leaf[i]) for leaf in jax.tree.leaves(state[0])]
+        return [np.array(leaf[i]) for leaf in state[:-2]]
 
-    state, _ = small.run(small.empty(), rates(0.05), seeds, np.ones(4, bool), limits, 5)
+    state, _ = segment(small.empty(), 0.05, np.ones(4, bool))
     before, others = lane(state, 1), [lane(state, i) for i in (0, 2, 3)]
-    state, result = small.run(state, rates(np.nan), seeds, None, limits, 5)
+    state, result = segment(state, np.nan)
     assert result.bad.tolist() == [-1, 7, -1, -1]
     assert np.isnan(result.metrics["loss"]).tolist() == [False, True, False, False]
     assert same_bits(lane(state, 1), before)
     assert not any(same_bits(lane(state, i), old) for i, old in zip((0, 2, 3), others, strict=True))
-    state, result = small.run(state, rates(0.05), seeds, None, limits, 5)
+    state, result = segment(state, 0.05)
     assert same_bits(lane(state, 1), before)
     assert result.bad.tolist() == [-1, 7, -1, -1]
     refilled = np.array([False, True, False, False])
-    state, result = small.run(state, rates(0.05), seeds, refilled, limits, 5)
+    state, result = segment(state, 0.05, refilled)
     assert result.bad.tolist() == [-1] * 4
     assert same_bits(lane(state, 1), before)  # five steps after its start again
 

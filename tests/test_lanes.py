@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from pathlib import Path
 
 import jax
@@ -19,7 +18,6 @@ from vmaptune.engine.plan import Plan
 from vmaptune.engine.program import LaneFunctions, Program
 from vmaptune.search.zoom import Scored, best
 from vmaptune.store.states import State
-from vmaptune.study._groups import Groups
 from vmaptune.task import Task
 
 TRACED = {"rate": jax.ShapeDtypeStruct((), jnp.float32)}
@@ -370,67 +368,3 @@ def test_mistakes_are_told_before_anything_is_written(blobs, tmp_path, args, mes
 
 def test_the_result_is_json(halved):
     json.dumps(halved.result, allow_nan=False)
-
-
-class Told:
-    """A listener that keeps what it was told."""
-
-    def __init__(self, heard):
-        self.heard = heard
-
-    def progress(self, progress):
-        self.heard(progress)
-
-    def note(self, text):
-        pass
-
-
-def test_programs_compile_while_others_train_and_change_no_bit(blobs, tmp_path, monkeypatch):
-    options = {"trials": 24, "rounds": 1, "structure": "groups", "changes": {"activation": "tanh"}}
-    vt.run(blobs, out=tmp_path / "plain", **options)
-    compile_, trained = Groups._compile, threading.Event()
-
-    def late(self, group):
-        assert group.number == 0 or trained.wait(60), "the first group never trained"
-        return compile_(self, group)
-
-    monkeypatch.setattr(Groups, "_compile", late)
-    heard = []
-
-    def listen(progress):
-        heard.append(progress)
-        if progress.steps_seen:
-            trained.set()
-
-    vt.run(blobs, out=tmp_path / "late", listener=Told(listen), **options)
-    assert [(tmp_path / name / "trials.csv").read_bytes() for name in ("plain", "late")] == [
-        (tmp_path / "plain" / "trials.csv").read_bytes()
-    ] * 2
-    programs = vt.load(tmp_path / "late").result["programs"]
-    assert [p["static"]["width"] for p in programs] in ([4, 8], [8, 4])
-    assert all(p["compile_seconds"] > 0 for p in programs)
-    assert all(g.compile_seconds > 0 for g in vt.load(tmp_path / "late").ledger.groups())
-
-
-def test_a_study_that_stops_while_programs_compile_goes_on_to_the_same_bits(blobs, tmp_path, monkeypatch):
-    options = {"trials": 24, "rounds": 1, "structure": "groups", "changes": {"activation": "tanh"}}
-    vt.run(blobs, out=tmp_path / "whole", **options)
-    compile_, crashed = Groups._compile, threading.Event()
-
-    def late(self, group):
-        if group.number:
-            crashed.wait(60)
-        return compile_(self, group)
-
-    def crash(progress):
-        if progress.steps_seen > 40:
-            crashed.set()
-            raise MemoryError("crash")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Groups, "_compile", late)
-        with pytest.raises(MemoryError):
-            vt.run(blobs, out=tmp_path / "s", listener=Told(crash), save_every=0, **options)
-    vt.resume(tmp_path / "s")
-    names = ("trials.csv", "best/best.weights")
-    assert all((tmp_path / "s" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)

@@ -196,9 +196,8 @@ program = Program(LaneFunctions(task, {}, {}), {}, Plan(devices=len(jax.devices(
 L = program.plan.width
 for _ in range(10):
     state = program.empty()
-    ones = program.put(np.ones(L, np.int32))
-    _, result = program.run(state, {}, program.put(np.arange(L, dtype=np.uint32)), np.ones(L, bool), ones, 1)
-    print(float(np.max(result.metrics["error"])) < 1e-4, flush=True)
+    _, result = program.run(state, program.table({}, np.arange(L), np.ones(L), True), 1, fill=True)
+    print(float(np.max(program.read(result).metrics["error"])) < 1e-4, flush=True)
 """
 
 

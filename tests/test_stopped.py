@@ -176,10 +176,21 @@ def test_what_a_killed_process_had_begun_to_write_is_removed(file, reference, tm
 # ---- populations -----------------------------------------------------------------------------------------
 
 
+class Midway:
+    """A listener that brings the study down in the middle of its first population."""
+
+    def progress(self, progress) -> None:
+        if progress.steps_seen > 90:
+            raise MemoryError("crash")
+
+    def note(self, text: str) -> None:
+        pass
+
+
 def test_a_population_goes_on_inside_its_round(file, population, tmp_path, monkeypatch):
     out = tmp_path / "s"
     with pytest.raises(MemoryError):
-        vt.run(file, out=out, listener=Crash(9), save_every=0, **POPULATION)
+        vt.run(file, out=out, listener=Midway(), save_every=0, **POPULATION)
     (newest, *_) = Checkpoints(out).newest(2**62, pytest.fail)
     done = newest.plain["population"]["done"]
     assert done > 4  # some generations
@@ -199,7 +210,7 @@ def test_a_population_goes_on_inside_its_round(file, population, tmp_path, monke
 def test_a_population_without_a_checkpoint_begins_its_round_again_with_the_same_bits(file, population, tmp_path):
     out = tmp_path / "s"
     with pytest.raises(MemoryError):
-        vt.run(file, out=out, listener=Crash(9), **POPULATION)
+        vt.run(file, out=out, listener=Midway(), **POPULATION)
     assert not (out / "checkpoints").exists()
     resume(out)
     assert content(out) == content(population)

@@ -35,8 +35,7 @@ class _Chunk:
     state: Any = None
     hp: dict[str, np.ndarray] = field(default_factory=dict)  # [L] each
     seeds: np.ndarray | None = None  # [L] uint32
-    on_device: tuple[Any, Any] | None = None
-    limits: Any = None  # [L] int32 on the devices; None when a lane's end has changed
+    table: Any = None  # what the program is told of them, on the devices; None when that has changed
 
     def live(self) -> list[_Lane]:
         return [lane for lane in self.lanes if lane.job is not None]
@@ -46,7 +45,7 @@ class _Chunk:
 class _Pending:
     chunk: _Chunk
     owners: list[tuple[int, Job, int]]  # (lane, its job, steps done after the segment)
-    result: Result
+    result: Any  # as the program gave it, or a `Result` of a moment that was gone on from
 
 
 class Lanes:
@@ -144,7 +143,7 @@ class Lanes:
                 while len(self._pending) > max(1, calls):
                     self._read()
                 return True
-            chunk.state = None  # free the memory
+            chunk.state = chunk.table = None  # free the memory
         if self._pending:
             self._read()
         return bool(self._pending or self._queue)
@@ -191,8 +190,7 @@ class Lanes:
             self._gather = Gather(self.program, len(self._chunks))
         states = self._gather([chunk.state for chunk in self._chunks], index)
         for chunk, state in zip(self._chunks, states, strict=True):
-            chunk.state = state
-            self._put_settings(chunk)
+            chunk.state, chunk.table = state, None
 
     def _chunk(self) -> _Chunk:
         width = self.program.plan.width
@@ -218,7 +216,7 @@ class Lanes:
                     fresh[i] = True
         if not fresh.any() and not back:
             return None
-        chunk.limits = None
+        chunk.table = None
         fresh[list(back)] = True
         if chunk.state is None:
             chunk.state = self.program.empty()
@@ -228,16 +226,15 @@ class Lanes:
         fresh[list(back)] = False
         if back:
             self._bring_back(chunk, back)
-        self._put_settings(chunk)
         return fresh if fresh.any() else None
 
     def _bring_back(self, chunk: _Chunk, back: Mapping[int, Paused]) -> None:
         """Writes the states of trials that go on into their lanes: a copy on the host, which compiles nothing."""
-        leaves, tree = jax.tree.flatten(jax.tree.map(np.array, jax.device_get(chunk.state)))
+        leaves = [np.array(leaf) for leaf in jax.device_get(chunk.state)]
         for i, paused in back.items():
             for leaf, value in zip(leaves, paused.leaves, strict=True):
                 leaf[i] = value
-        chunk.state = jax.tree.map(self.program.put, jax.tree.unflatten(tree, leaves))
+        chunk.state = [self.program.put(leaf) for leaf in leaves]
 
     def _enter(self, chunk: _Chunk, i: int, job: Job, done: int) -> None:
         """Puts a trial into lane `i`, `done` steps after its start."""
@@ -247,12 +244,6 @@ class Lanes:
         chunk.seeds[i] = job.seed
         for name, column in chunk.hp.items():
             column[i] = job.settings[name]
-
-    def _put_settings(self, chunk: _Chunk) -> None:
-        # copies: on a CPU device_put may share the host's memory, which the next fill writes to; and in one call, since
-        # each takes some 50 microseconds
-        settings = {name: column.copy() for name, column in chunk.hp.items()}
-        chunk.on_device = self.program.put((settings, np.array(chunk.seeds, copy=True)))
 
     def _closed_tiles(self, chunk: _Chunk) -> set[int]:
         """Tiles that nobody may enter: in lockstep, those in which somebody still trains."""
@@ -273,11 +264,10 @@ class Lanes:
 
     def _dispatch(self, chunk: _Chunk, fresh: np.ndarray | None) -> None:
         every = self.program.plan.every
-        assert chunk.on_device is not None
-        if chunk.limits is None:
+        if chunk.table is None:
             limits = [lane.job.steps if lane.job else 0 for lane in chunk.lanes]
-            chunk.limits = self.program.put(np.array(limits, np.int32))
-        chunk.state, result = self.program.run(chunk.state, *chunk.on_device, fresh, chunk.limits, every)
+            chunk.table = self.program.table(chunk.hp, chunk.seeds, limits, False if fresh is None else fresh)
+        chunk.state, result = self.program.run(chunk.state, chunk.table, every, fill=fresh is not None)
         self.calls += 1
         self.lane_steps += every * self._lanes_held(chunk)
         owners = []
@@ -295,7 +285,7 @@ class Lanes:
                 lane.job = None
         self._pending.append(_Pending(chunk, owners, result))
         if finished:  # before the next segment takes the buffers
-            host = jax.device_get(chunk.state[0])
+            host = self.program.task_state(jax.device_get(chunk.state))
             for i, job in finished:
                 self.on_state(job, jax.tree.map(lambda a, i=i: np.array(a[i]), host))  # type: ignore[misc]
 
@@ -325,14 +315,13 @@ class Lanes:
             self.moves += 1
         for chunk in live[:needed]:
             chunk.state = jax.tree.map(self.program.put, states[id(chunk)])
-            chunk.limits = None
-            self._put_settings(chunk)
+            chunk.table = None
         for chunk in live[needed:]:
-            chunk.state = chunk.limits = None
+            chunk.state = chunk.table = None
 
     def _read(self) -> None:
         pending = self._pending.popleft()
-        result = jax.device_get(pending.result)
+        result = pending.result if isinstance(pending.result, Result) else self.program.read(pending.result)
         points = []
         for i, job, done in pending.owners:
             bad = int(result.bad[i])
@@ -351,7 +340,7 @@ class Lanes:
         for chunk in self._chunks:
             for lane in chunk.lanes:
                 if lane.job is not None and lane.job.trial in gone:
-                    lane.job, chunk.limits = None, None
+                    lane.job, chunk.table = None, None
         for waiting in self._pending:  # segments of a stopped trial that were under way are nobody's
             waiting.owners[:] = [owner for owner in waiting.owners if owner[1].trial not in gone]
 
@@ -359,7 +348,7 @@ class Lanes:
         """Takes the states of trials out of a call's lanes; it has not gone on since their points."""
         assert self.prompt
         assert self.on_pause is not None
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(chunk.state))]
+        leaves = [np.asarray(leaf) for leaf in jax.device_get(chunk.state)]
         for i, lane in enumerate(chunk.lanes):
             if lane.job is not None and lane.job.trial in trials:
                 self.on_pause(lane.job, Paused(lane.done, tuple(np.array(leaf[i]) for leaf in leaves)))

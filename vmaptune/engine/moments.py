@@ -23,9 +23,9 @@ def take(lanes: Lanes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays: dict[str, np.ndarray] = {}
     for c, chunk in enumerate(lanes._chunks):
         if chunk.state is not None:
-            arrays |= {f"chunk{c}.{i}": _copy(leaf) for i, leaf in enumerate(jax.tree.leaves(chunk.state))}
+            arrays |= {f"chunk{c}.{i}": _copy(leaf) for i, leaf in enumerate(chunk.state)}
     for p, pending in enumerate(lanes._pending):
-        arrays |= {f"pending{p}.{name}": _copy(array) for name, array in _by_name(pending.result).items()}
+        arrays |= {f"pending{p}.{name}": _copy(array) for name, array in _by_name(lanes, pending.result).items()}
     plain = {
         "chunks": [
             [None if lane.job is None else [lane.job.trial, lane.done] for lane in chunk.lanes]
@@ -65,7 +65,7 @@ def restore(lanes: Lanes, plain: Mapping[str, Any], arrays: Mapping[str, np.ndar
     Raises:
       InputError: the moment's arrays do not fit the program.
     """
-    leaves, tree = jax.tree.flatten(lanes.program.state_shapes())
+    leaves = lanes.program.state_shapes()
     width = lanes.program.plan.width
     chunks = [
         (held, [arrays[f"chunk{c}.{i}"] for i in range(len(leaves))] if f"chunk{c}.0" in arrays else [])
@@ -91,11 +91,10 @@ def restore(lanes: Lanes, plain: Mapping[str, Any], arrays: Mapping[str, np.ndar
             trial, done = held[i]
             lanes._enter(chunk, i, jobs[trial], done)
         if taken:
-            chunk.state = jax.tree.unflatten(tree, [lanes.program.put(np.array(leaf)) for leaf in state])
+            chunk.state = [lanes.program.put(np.array(leaf)) for leaf in state]
             mask = np.zeros(width, bool)
             mask[taken] = True
             _settle_idle_lanes(chunk, mask, range(width))
-            lanes._put_settings(chunk)
     lanes._pending = deque(
         _Pending(
             lanes._chunks[min(one["chunk"], len(lanes._chunks) - 1)],
@@ -112,11 +111,10 @@ def _copy(array: Any) -> np.ndarray:
     return np.array(jax.device_get(array))
 
 
-def _by_name(result: Result) -> dict[str, Any]:
-    fields = result._asdict()
-    return {n: v for n, v in fields.items() if n != "metrics"} | {
-        f"metrics.{name}": values for name, values in result.metrics.items()
-    }
+def _by_name(lanes: Lanes, result: Any) -> dict[str, Any]:
+    read = result if isinstance(result, Result) else lanes.program.read(result)
+    fields = {name: array for name, array in read._asdict().items() if name != "metrics"}
+    return fields | {f"metrics.{name}": values for name, values in read.metrics.items()}
 
 
 def _result_of(arrays: Mapping[str, np.ndarray], before: str) -> Result:

@@ -103,15 +103,14 @@ def model_step_seconds(program: Program) -> float:
     A segment of many steps less one of a single step, so that evaluation and the call itself are left out.
     """
     width = program.plan.width
-    hp, seeds = small_settings(program)
-    limits = program.put(np.full(width, 2**31 - 1, np.int32))
-    state, result = program.run(program.empty(), hp, seeds, np.ones(width, bool), limits, 1)
+    table = program.table(*small_settings(program), np.full(width, 2**31 - 1), True)
+    state, result = program.run(program.empty(), table, 1, fill=True)
     jax.block_until_ready(result)
 
     def seconds(steps: int) -> float:
         nonlocal state
         started = time.perf_counter()
-        state, result = program.run(state, hp, seeds, None, limits, steps)
+        state, result = program.run(state, table, steps)
         jax.block_until_ready(result)
         return time.perf_counter() - started
 

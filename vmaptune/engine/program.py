@@ -34,12 +34,15 @@ NEVER = -1  # `bad` of a lane that has not gone wrong
 
 
 class Result(NamedTuple):
-    """What a segment says of its lanes. Device arrays until they are read."""
+    """What a segment says of its lanes."""
 
     loss: Any  # [L] float32, mean training loss over the segment; NaN for a task without a loss
     bad: Any  # [L] int32, the first step whose loss was not finite, or NEVER
     steps: Any  # [L] int32, training steps done since the lane was filled
     metrics: dict[str, Any]  # each [L] float32
+
+
+TABLE = ("seed", "limit", "fresh")  # a lane's numbers besides its settings
 
 
 class Hoisted(NamedTuple):
@@ -193,9 +196,10 @@ def _analysis(function: Hoisted) -> dict[str, float]:
 class Program:
     """A group's compiled segment for `plan.width` lanes.
 
-    `run(state, hp, seeds, fresh, limits, n)` returns the new state and a `Result`; the old state's buffers are
-    given up to it. Every array has the lane axis first, `[L]`, split over the plan's devices: lane `i` lies on
-    device `i // (tiles * lanes)`, in its tile `i // lanes % tiles`.
+    `run(state, table, n)` returns the new state and its results, which `read` makes a `Result`; the old state's
+    buffers are given up to it. Every array has the lane axis first, `[L]`, split over the plan's devices: lane `i` lies
+    on device `i // (tiles * lanes)`, in its tile `i // lanes % tiles`. What a call is told of its lanes is one array,
+    and what it says of them is another: the way to a device and back takes as long for each array, however small.
 
     Args:
       uneven: whether a lane may reach its limit within a segment; it is frozen there then. It costs some
@@ -218,6 +222,8 @@ class Program:
         parts = (functions.init, functions.step, functions.evaluate, functions.shared)
         shared = shared if shared is not None else {}
         self.consts = _on_devices(tuple(p.consts for p in parts), self.everywhere, shared)
+        self._state = jax.eval_shape(pack, functions.state)  # one lane's
+        self._results, self._result_tree = jax.tree.flatten(_result_shapes(functions))
         self.compile_seconds = 0.0
         self.memory_bytes = 0
         self._fill, self._train = self._compile()
@@ -225,21 +231,37 @@ class Program:
 
     def parts(self) -> list[tuple[Any, tuple[Any, ...]]]:
         """The two functions to compile and their arguments' shapes: the one that fills, the one that trains."""
-        L = self.plan.width
-        hp = {n: _shape((L,), s.dtype, self.by_lane) for n, s in self.traced.items()}
-        seeds, fresh, limits = (_shape((L,), dtype, self.by_lane) for dtype in (jnp.uint32, jnp.bool_, jnp.int32))
+        table = _shape((self.plan.width, len(TABLE) + len(self.traced)), jnp.uint32, self.by_lane)
         state, n = self.state_shapes(), _shape((), jnp.int32, self.everywhere)
         # an accelerator would be idle with one lane
         cpu = jax.default_backend() == "cpu"
         fill = _fill_one_by_one(self.functions) if cpu else _device(_filling(self.functions), self.plan)
         train = _device(_training(self.functions, self.uneven), self.plan)
+
+        def fill_of(consts: Any, state: Any, table: Any) -> Any:
+            hp, seeds, _, fresh = self._columns(table)
+            carry, _ = fill(consts, self._carry(state), hp, seeds, fresh)
+            return jax.tree.leaves(carry)
+
+        def train_of(consts: Any, state: Any, table: Any, n: Any) -> Any:
+            hp, seeds, limits, _ = self._columns(table)
+            carry, result = train(consts, self._carry(state), hp, seeds, limits, n)
+            results = jnp.stack([lax.bitcast_convert_type(column, jnp.uint32) for column in jax.tree.leaves(result)], 1)
+            return jax.tree.leaves(carry), results
+
         return [
-            (self._sharded(fill, 5), (self.consts[0], state, hp, seeds, fresh)),
-            (
-                self._sharded(train, 6),
-                (self.consts[1:], state, hp, seeds, limits, n),
-            ),
+            (self._sharded(fill_of, 3), (self.consts[0], state, table)),
+            (self._sharded(train_of, 4), (self.consts[1:], state, table, n)),
         ]
+
+    def _columns(self, table: Any) -> tuple[Any, Any, Any, Any]:
+        """Settings by name, seeds, limits and fresh lanes, each `[L]`, from the `table` that a call is told."""
+        seeds, limits, fresh, *hp = (table[:, k] for k in range(table.shape[1]))
+        settings = {
+            name: lax.bitcast_convert_type(column, shape.dtype)
+            for column, (name, shape) in zip(hp, self.traced.items(), strict=True)
+        }
+        return settings, seeds, lax.bitcast_convert_type(limits, jnp.int32), fresh != 0
 
     def _compile(self) -> tuple[Any, Any]:
         """The two executables: one fills fresh lanes, the other trains and measures."""
@@ -260,35 +282,59 @@ class Program:
 
     def _sharded(self, device: Callable[..., Any], count: int) -> Any:
         """A device's function of `count` arguments over all devices; the second one's buffers are given up."""
-        specs = [P(), *[P("lanes")] * 4, P()][:count]
+        specs = [P(), P("lanes"), P("lanes"), P()][:count]
         whole = jax.shard_map(device, mesh=self.mesh, in_specs=tuple(specs), out_specs=P("lanes"), check_vma=False)
         return jax.jit(whole, donate_argnums=1)
 
-    def state_shapes(self) -> Any:
-        """The packed state of `plan.width` lanes as shapes: (the task's state, steps done, first bad step)."""
-        L, lane = self.plan.width, jax.eval_shape(pack, self.functions.state)
-        task_state = jax.tree.map(lambda s: _shape((L, *s.shape), s.dtype, self.by_lane), lane)
-        return (task_state, *(_shape((L,), jnp.int32, self.by_lane) for _ in range(2)))
+    def state_shapes(self) -> list[Any]:
+        """A state of `plan.width` lanes as shapes: the arrays of the task's packed state, then the steps done and the
+        first bad step. It is a plain list, since models' own trees take the host longer than a call does."""
+        lane = [*jax.tree.leaves(self._state), *[jax.ShapeDtypeStruct((), jnp.int32)] * 2]
+        return [_shape((self.plan.width, *s.shape), s.dtype, self.by_lane) for s in lane]
+
+    def task_state(self, state: Any) -> Any:
+        """The task's part of a state, as the task's own tree, packed."""
+        return jax.tree.unflatten(jax.tree.structure(self._state), state[:-2])
+
+    def _carry(self, state: Any) -> Any:
+        return (self.task_state(state), *state[-2:])
 
     def empty(self) -> Any:
         """A state of zeros, to be filled by a first segment in which every lane is fresh."""
-        return jax.tree.map(lambda s: jax.device_put(np.zeros(s.shape, s.dtype), self.by_lane), self.state_shapes())
+        return [self.put(np.zeros(s.shape, s.dtype)) for s in self.state_shapes()]
 
     def put(self, arrays: Any) -> Any:
         """A host array `[L, ...]`, or a tree of them, on the devices that hold its lanes."""
         return jax.device_put(arrays, self.by_lane)
 
-    def run(self, state: Any, hp: Any, seeds: Any, fresh: np.ndarray | None, limits: Any, n: int) -> tuple[Any, Result]:
-        """Dispatches one segment of `n` steps; returns at once.
+    def table(self, hp: Mapping[str, Any], seeds: Any, limits: Any, fresh: Any = False) -> Any:
+        """What a call is told of its lanes, `[L, D + 3]` uint32 on the devices.
 
-        `fresh` [L] marks lanes to initialise, `limits` [L] int32 are the steps at which lanes end; a lane with a
-        limit that it has reached, such as 0, is idle.
+        Args:
+          hp: the traced settings by name, `[L]` each, of their dtypes (numbers of four bytes).
+          seeds: `[L]` uint32.
+          limits: `[L]`, the steps at which lanes end; a lane with a limit that it has reached, such as 0, is idle.
+          fresh: `[L]` bool, the lanes to initialise.
         """
-        if fresh is not None:
-            state, _ = self._fill(self.consts[0], state, hp, seeds, self.put(fresh))
+        table = np.empty((self.plan.width, len(TABLE) + len(self.traced)), np.uint32)
+        table[:, 0], table[:, 1], table[:, 2] = seeds, np.asarray(limits, np.int32).view(np.uint32), fresh
+        for k, (name, shape) in enumerate(self.traced.items(), len(TABLE)):
+            table[:, k] = np.asarray(hp[name], shape.dtype).view(np.uint32)
+        return self.put(table)
+
+    def run(self, state: Any, table: Any, n: int, *, fill: bool = False) -> tuple[Any, Any]:
+        """Dispatches one segment of `n` steps, with `fill` after its fresh lanes were initialised; returns at once."""
+        if fill:
+            state = self._fill(self.consts[0], state, table)
         if n not in self._counts:
             self._counts[n] = jax.device_put(np.int32(n), self.everywhere)
-        return self._train(self.consts[1:], state, hp, seeds, limits, self._counts[n])
+        return self._train(self.consts[1:], state, table, self._counts[n])
+
+    def read(self, results: Any) -> Result:
+        """A call's results on the host; waits for them."""
+        rows = np.ascontiguousarray(np.asarray(results).T)  # [number of results, L]
+        found = [row.view(s.dtype) for row, s in zip(rows, self._results, strict=True)]
+        return jax.tree.unflatten(self._result_tree, found)
 
 
 class Tile(NamedTuple):

@@ -38,6 +38,7 @@ class Group:
     plan: Plan
     why: str  # this plan
     capacity: int  # the most of its lanes that may live at once, were it alone
+    step_seconds: float  # of one trial's step where all devices are busy, guessed from its operations
     _program: Program | None = None
     evaluate_seconds: float = 0.0  # of one call
 
@@ -115,7 +116,7 @@ class Groups:
                 self._write(group)
         self.counts.seconds["compile"] += time.perf_counter() - started
         while not (any if ahead else all)(self.ready(group) for group in met):
-            self.wait()
+            self.wait_for_any()
         self.counts.phase = phase
         self.counts.tell()  # from here on time is training
 
@@ -131,10 +132,25 @@ class Groups:
         self._write(group)
         return True
 
-    def wait(self) -> float:
+    def wait_for_any(self) -> float:
         """Waits for a program that compiles in the background, if there is one; returns for how many seconds."""
+        return self._wait(list(self._compiling.values()))
+
+    def wait_for(self, group: Group) -> float:
+        """Waits until a group's program exists, and takes it in; returns for how many seconds."""
+        waited = 0.0
+        if not self.ready(group):
+            self.counts.phase, phase = "compile", self.counts.phase
+            self.counts.tell()
+            waited = self._wait([self._compiling[group.number]])
+            self.ready(group)
+            self.counts.phase = phase
+            self.counts.tell()
+        return waited
+
+    def _wait(self, programs: Sequence[Future[Program]]) -> float:
         started = time.perf_counter()
-        wait(self._compiling.values(), return_when=FIRST_COMPLETED)
+        wait(programs, return_when=FIRST_COMPLETED)
         waited = time.perf_counter() - started
         self.counts.seconds["compile"] += waited
         return waited
@@ -181,8 +197,9 @@ class Groups:
             plan, reason = self._planned(functions, steps, len(trials))
         taken = {group.number for group in self} | {row.group for row in self._recorded.values()}
         number = recorded.group if recorded else max(taken, default=-1) + 1
-        capacity = capacity or lanes_in_memory(functions.costs().state_bytes, plan)
-        group = Group(number, static, functions, steps, plan, reason, capacity)
+        costs = functions.costs()
+        capacity = capacity or lanes_in_memory(costs.state_bytes, plan)
+        group = Group(number, static, functions, steps, plan, reason, capacity, run_seconds(costs, 1, plan.devices))
         self._groups[static] = group
         return group
 
@@ -227,12 +244,12 @@ class Groups:
 
 def _evaluate_seconds(program: Program) -> float:
     """The time of one evaluation of a call's lanes: a segment of no steps."""
-    hp = {n: program.put(np.zeros(program.plan.width, s.dtype)) for n, s in program.traced.items()}
-    seeds = program.put(np.zeros(program.plan.width, np.uint32))
-    limits = program.put(np.ones(program.plan.width, np.int32))
-    state, result = program.run(program.empty(), hp, seeds, np.ones(program.plan.width, bool), limits, 0)
+    width = program.plan.width
+    hp = {n: np.zeros(width, s.dtype) for n, s in program.traced.items()}
+    table = program.table(hp, np.zeros(width, np.uint32), np.ones(width), True)
+    state, result = program.run(program.empty(), table, 0, fill=True)
     jax.block_until_ready(result)
     started = time.perf_counter()
-    state, result = program.run(state, hp, seeds, None, limits, 0)
+    state, result = program.run(state, table, 0)
     jax.block_until_ready(result)
     return time.perf_counter() - started

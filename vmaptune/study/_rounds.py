@@ -144,9 +144,8 @@ class Rounds:
 
     @property
     def _ahead(self) -> bool:
-        """Whether training begins while programs compile: where a clock cannot change what is decided."""
-        study = self.study
-        return not study.options.stopping and study.options.method != "pbt"
+        """Whether training begins while programs compile: not where a study by time must know how fast all are."""
+        return not (self.study.pace and self.study.options.stopping)
 
     def _expect(self, rows: Sequence[TrialRow]) -> None:
         """How far there is to go, and how fast it could go with these trials, for those who watch."""

@@ -71,13 +71,14 @@ class Search:
         for decision in study.ledger.decisions("pbt"):  # of a study that goes on
             params |= {copy["trial"]: copy["params"] for copy in decision.data["copies"]}
         if not study.rounds.ended:
-            study.groups.prepare([row.params for row in rows])
+            study.groups.prepare([row.params for row in rows], ahead=True)
             study.training.restore_states()
             moment = snapshot.plain.get("population") if snapshot else None
             for group in study.groups:
                 if snapshot and (moment is None or group.number < moment["group"]):
                     continue  # it had come to its end
                 members = [row for row in rows if row.group == group.number]
+                study.groups.wait_for(group)
                 population = Population(study.training, group, members, PBT(), study.first)
                 population.train(snapshot if moment and group.number == moment["group"] else None)
                 params |= population.params

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -34,6 +34,18 @@ from vmaptune.study._options import Options
 from vmaptune.study._progress import Counts
 from vmaptune.study._saving import Saving
 from vmaptune.study._stopping import Rules, stopping_lanes
+from vmaptune.study._structure import COMPILERS
+
+BESIDE = 4.0  # seconds of training, by its operations, beside which as many programs compile as do at once
+
+
+@dataclass
+class _Later:
+    """Trials of a group that has no lanes yet."""
+
+    group: Group
+    jobs: list[Job]
+    due: float  # how much has been trained, in seconds by its operations, when they get lanes: with early stopping
 
 
 class Training:
@@ -61,7 +73,9 @@ class Training:
         self.paused: dict[int, Paused] = {}  # trials that wait for others at a rung, or for a lane after that
         self.rules = Rules(options.stopping, 1, self._roster)
         self.lanes: dict[int, Lanes] = {}  # by group, of the trials that train now
-        self._later: list[tuple[Group, list[Job]]] = []  # whose programs still compile
+        self._later: list[_Later] = []
+        self._share = 1  # groups that share the lanes
+        self._waited = 0.0  # seconds for programs, while nothing trained
         self._keeps = False  # whether their final states are wanted
         self._saved: Snapshot | None = None  # whose states were not asked for yet
 
@@ -74,20 +88,18 @@ class Training:
           Interrupted: somebody asked to stop; the moment was saved.
         """
         self.lanes, self._later, self._keeps = {}, [], keep
-        share = len({self.groups.of(row.params).number for row in rows})
+        self._share = len({self.groups.of(row.params).number for row in rows})
         self.rules.every = max(group.plan.every for group in self.groups)
-        if snapshot is None:
-            self.add(rows, keep, share)
-        else:
-            self._restore_lanes(snapshot, keep, share)
         self.occupancy = Occupancy()
+        self._waited = 0.0
         started = time.perf_counter()
-        waited = 0.0
+        if snapshot is None:
+            self.add(rows, keep)
+        else:
+            self._restore_lanes(snapshot, keep)
         busy = True
         while busy or self._later:
-            if self._later:
-                waited += 0.0 if busy else self.groups.wait()
-                self._begin_compiled(share)
+            self._begin_later(idle=not busy)
             # an advance of one group's lanes may add trials to another's: look at all before the end
             busy = sum(each.advance() for each in list(self.lanes.values())) > 0
             busy = busy or any(each.waiting for each in self.lanes.values())
@@ -98,7 +110,7 @@ class Training:
             )
             self.saving.between_calls(self.snapshot, self.settle)
         self.counts.lanes = ()
-        spent = time.perf_counter() - started - waited
+        spent = time.perf_counter() - started - self._waited
         evaluating = 0.0
         for group in self.groups:
             if group.number in self.lanes:
@@ -109,29 +121,65 @@ class Training:
         self.counts.seconds["evaluate"] += min(spent, evaluating)
         return [self.rows[row.trial] for row in rows]
 
-    def add(self, rows: Sequence[TrialRow], keep: bool = False, share: int = 1) -> None:
-        """Puts trials into the queues of their groups' lanes, of which `share` groups have the device to share."""
+    def add(self, rows: Sequence[TrialRow], keep: bool = False, due: Mapping[int, float] | None = None) -> None:
+        """Puts trials into the queues of their groups' lanes. `due`: when those of groups without lanes get some, where
+        that was settled before."""
         self.rows.update({row.trial: row for row in rows})
-        jobs: dict[int, tuple[Group, list[Job]]] = {}
+        later = {each.group.number: each for each in self._later}
+        for number, moment in (self._due(rows) if due is None else due).items():
+            later.setdefault(number, _Later(self._group(number), [], moment))
         for row in rows:
             group = self.groups.of(row.params)
-            jobs.setdefault(group.number, (group, []))[1].append(self.job(row, keep))
-        self._later += list(jobs.values())
-        self._begin_compiled(share)
+            later.setdefault(group.number, _Later(group, [], 0.0)).jobs.append(self.job(row, keep))
+        self._later = list(later.values())
+        self._begin_later()
         self.counts.submitted = len(self.rows)
 
-    def _begin_compiled(self, share: int) -> None:
-        """Trials whose program exists go to its lanes; the others wait for theirs."""
-        later = []
-        for group, jobs in self._later:
-            if not self.groups.ready(group):
-                later.append((group, jobs))
-                continue
-            if group.number not in self.lanes:
-                self.lanes[group.number] = self._lanes(group, share)
-            self.lanes[group.number].submit(jobs)
-        self._later = later
+    def _due(self, rows: Sequence[TrialRow]) -> dict[int, float]:
+        """When the groups get lanes that nobody has trained in: as many as compile at once together, and beside the
+        training of others if there is any."""
+        before = {row.group for row in self.rows.values() if row.round < rows[0].round}
+        there = list(dict.fromkeys(row.group for row in rows))
+        new = [number for number in there if number not in before]
+        turns = int(bool(self.lanes) or len(new) < len(there))
+        return {number: self._trained() + BESIDE * (turns + i // COMPILERS) for i, number in enumerate(new)}
+
+    def _trained(self) -> float:
+        """How much these lanes have trained, in seconds by its operations: no clock has a part in it."""
+        return sum(each.lane_steps * self._group(number).step_seconds for number, each in self.lanes.items())
+
+    def _group(self, number: int) -> Group:
+        return next(group for group in self.groups if group.number == number)
+
+    def _begin_later(self, *, idle: bool = False) -> None:
+        """Trials whose turn has come go to their groups' lanes. Where trials are stopped early, the turn hangs on what
+        was trained so far or on lanes being `idle`, never on how long a program compiled: it is waited for. Elsewhere
+        it comes with the program."""
+        if not self._later:
+            return
+        stops, trained = bool(self.options.stopping), self._trained()
+        if idle and not stops:
+            self._waited += self.groups.wait_for_any()
+        later, self._later = self._later, []
+        for each in later:
+            number = each.group.number
+            if number not in self.lanes:
+                turn = idle or each.due <= trained if stops else self.groups.ready(each.group)
+                if not turn:
+                    self._later.append(each)
+                    continue
+                idle = False
+                self._waited += self.groups.wait_for(each.group)
+                self.lanes[number] = self._lanes(each.group)
+            self.lanes[number].submit(each.jobs)
         self.counts.lanes = list(self.lanes.values())
+
+    def _hungry(self) -> None:
+        """A lane is free and none of its group's trials waits: those of a group without lanes come before new ones."""
+        if self._later:
+            self._begin_later(idle=not self.waiting())
+        elif self.feed is not None:
+            self.feed()
 
     def settle(self) -> None:
         """Waits for the calls under way; reads nothing of what came of them."""
@@ -154,28 +202,28 @@ class Training:
             "time": time.time(),
             "lanes": [[number, part] for number, (part, _) in found.items()],
             "states": list(self.states),
+            "later": [] if ended else [[each.group.number, each.due] for each in self._later],
             "paused": [[trial, paused.done, len(paused.leaves)] for trial, paused in self.paused.items()],
             "seconds": self.counts.seconds,
             "lane_counts": [self.counts.lane_steps, self.counts.live_steps, self.counts.refilled],
         }
         return Snapshot(self.ledger.seq, plain, arrays)
 
-    def _restore_lanes(self, snapshot: Snapshot, keep: bool, share: int) -> None:
+    def _restore_lanes(self, snapshot: Snapshot, keep: bool) -> None:
         """Puts the trials that were under way back into their lanes, and tells the rules what they knew."""
         for trial, done, n in snapshot.plain.get("paused", []):
             self.paused[trial] = Paused(done, tuple(snapshot.arrays[f"paused{trial}.{i}"] for i in range(n)))
         running = [row for row in self.rows.values() if row.state == State.RUNNING]
         jobs = {row.trial: self.job(row, keep) for row in running}
         jobs |= {row.trial: self.job(row, keep) for row in self.rows.values() if row.round == self.counts.round}
-        groups = {group.number: group for group in self.groups}
         placed = set(self.paused)
         for number, plain in snapshot.plain["lanes"]:
-            while not self.groups.ready(groups[number]):
-                self.groups.wait()
-            self.lanes[number] = self._lanes(groups[number], share)
+            self._waited += self.groups.wait_for(self._group(number))
+            self.lanes[number] = self._lanes(self._group(number))
             moments.restore(self.lanes[number], plain, arrays_of(snapshot.arrays, f"lanes{number}."), jobs)
             placed |= set(moments.trials_of(plain))
-        self.add([row for row in running if row.trial not in placed], keep, share)  # their programs still compiled
+        due = dict(snapshot.plain.get("later", []))
+        self.add([row for row in running if row.trial not in placed], keep, due)  # their programs still compiled
         if self.options.stopping:
             for trial, curve in self.ledger.curves():
                 row = self.rows[trial]
@@ -241,17 +289,17 @@ class Training:
         rows = (row for row in self.rows.values() if row.round == round)
         return [row.trial for row in rows if self.experiment.total_steps(row.params) == steps]
 
-    def _lanes(self, group: Group, share: int) -> Lanes:
-        capacity = self.options.lanes or group.capacity // share
+    def _lanes(self, group: Group) -> Lanes:
+        capacity = self.options.lanes or group.capacity // self._share
         if self.options.stopping:
-            capacity = min(capacity, stopping_lanes(self.options) // share)
+            capacity = min(capacity, stopping_lanes(self.options) // self._share)
         return Lanes(
             group.program,
             capacity=max(capacity, group.plan.width),
             on_points=self._record,
             on_state=lambda job, state: self.states.__setitem__(job.trial, state),
             on_pause=lambda job, paused: self.paused.__setitem__(job.trial, paused),
-            on_hungry=self.feed if self.options.stopping else None,
+            on_hungry=self._hungry if self.options.stopping else None,
             prompt=bool(self.options.stopping),
         )
 
