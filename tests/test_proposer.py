@@ -13,6 +13,7 @@ from tests.test_resume import TASK, Crash, content
 from vmaptune.errors import InputError
 from vmaptune.search.proposer import METHODS, OptunaProposer
 from vmaptune.space import Space
+from vmaptune.study import resume
 
 optuna = pytest.importorskip("optuna")
 SPACE = Space(
@@ -41,7 +42,7 @@ def bowl(row):
     return math.log10(row["rate"] / 0.01) ** 2 + (row["act"] is not True) if row["rate"] < 0.5 else math.nan
 
 
-@pytest.mark.parametrize("name", ["tpe", "qmc", "random"])
+@pytest.mark.parametrize("name", ["tpe", "cmaes", "qmc", "random"])
 def test_a_sampler_proposes_settings_of_the_space_and_the_same_again(name):
     runs = [search(OptunaProposer(SPACE, name, 3), bowl, 3, 5) for _ in range(2)]
     assert runs[0] == runs[1]
@@ -64,19 +65,31 @@ def test_other_settings_than_it_proposed_are_refused():
         proposer.tell([(row | {"rate": 0.123}, 1.0)])
 
 
-def test_a_sampler_drives_the_lanes_and_a_crash_changes_no_bit(tmp_path):
+@pytest.mark.parametrize("method", ["optuna:tpe", "optuna:cmaes"])
+def test_a_sampler_drives_the_lanes_and_a_crash_changes_no_bit(tmp_path, method):
     file = tmp_path / "task.py"
     file.write_text(TASK)
-    whole = vt.run(file, out=tmp_path / "whole", **OPTIONS)
-    assert whole.meta["options"]["method"] == "optuna:tpe"
+    options = OPTIONS | {"method": method}
+    whole = vt.run(file, out=tmp_path / "whole", **options)
+    assert whole.meta["options"]["method"] == method
     rows = [row for row in whole.trials() if row.round < 6]
     last = [abs(math.log10(row.params["rate"])) for row in rows if row.round >= 4]
     assert np.mean(last) < np.mean([abs(math.log10(row.params["rate"])) for row in rows if row.round == 0])
     for word in (12, 30):
         with pytest.raises(MemoryError):
-            vt.run(file, out=tmp_path / f"cut{word}", listener=Crash(word), save_every=0, **OPTIONS)
-        vt.run(file, out=tmp_path / f"cut{word}", **OPTIONS)
+            vt.run(file, out=tmp_path / f"cut{word}", listener=Crash(word), save_every=0, **options)
+        resume(tmp_path / f"cut{word}", report=False)
         assert content(tmp_path / f"cut{word}") == content(tmp_path / "whole")
+
+
+def test_a_choice_that_a_sampler_has_no_place_for_is_told_once(capfd):
+    for name in ("cmaes", "qmc"):
+        proposer = OptunaProposer(SPACE, name, 3)
+        search(proposer, bowl, 3, 5)
+        assert proposer.note.startswith("act is drawn at random: ")
+    assert OptunaProposer(SPACE, "tpe", 3).note is None
+    assert OptunaProposer(Space({"rate": SPACE["rate"]}), "cmaes", 3).note is None
+    assert "independent" not in "".join(capfd.readouterr()).lower()
 
 
 def test_mistakes_say_the_way_out(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ PREFIX = "optuna:"
 OPTUNA = ("tpe", "gp", "cmaes", "qmc", "random")
 METHODS = tuple(PREFIX + name for name in OPTUNA)
 NEEDS = {"gp": "torch", "cmaes": "cmaes"}
+NO_LISTS = {"cmaes": "CMA-ES", "qmc": "a quasi-random sequence"}  # samplers that have no place for a category
 NO_VALUE = 1e9  # told of a trial that is not finite while no other has a value
 
 
@@ -27,6 +28,8 @@ class Proposer(Protocol):
     It must be deterministic: made anew with the same arguments, asked and told the same, it proposes the same. A study
     that goes on after a kill relies on that.
     """
+
+    note: str | None  # what a person should know of the way in which it searches this space
 
     def ask(self, n: int) -> list[Params]:
         """`n` settings to train side by side."""
@@ -54,6 +57,9 @@ class OptunaProposer:
         self._study = self._optuna.create_study(sampler=self._sampler(name, seed % 2**32))
         self._spaces = {name: self._distribution(d) for name, d in space.items()}
         self._asked: list[tuple[Any, Params]] = []
+        lists = [setting for setting, d in space.items() if d.kind == "choice"]
+        drawn = f"{', '.join(lists)} {'is' if len(lists) == 1 else 'are'} drawn at random"
+        self.note = f"{drawn}: {NO_LISTS[name]} has no place for a choice" if lists and name in NO_LISTS else None
         self._worst = -math.inf
 
     def ask(self, n: int) -> list[Params]:
@@ -88,8 +94,8 @@ class OptunaProposer:
         makers = {
             "tpe": lambda: samplers.TPESampler(seed=seed, constant_liar=True),
             "gp": lambda: samplers.GPSampler(seed=seed),
-            "cmaes": lambda: samplers.CmaEsSampler(seed=seed),
-            "qmc": lambda: samplers.QMCSampler(seed=seed, scramble=True),
+            "cmaes": lambda: samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
+            "qmc": lambda: samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False),
             "random": lambda: samplers.RandomSampler(seed=seed),
         }
         try:

@@ -35,6 +35,8 @@ class Search:
         self.study = study
         self._proposer = proposer_for(study.options.method, study.first, study.options.seed)
         self._proposed: dict[int, list[Params]] = {}  # by round
+        if self._proposer is not None and self._proposer.note:
+            study.counts.warn(self._proposer.note)
 
     def in_rounds(self) -> list[Scored]:
         """The search rounds, one after the other. Returns the last slice."""
