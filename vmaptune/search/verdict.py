@@ -18,7 +18,7 @@ import numpy as np
 
 from vmaptune.search.sequential import boundaries, stagewise_p, to_normal, to_student
 
-LEVEL = 0.01  # of the interval at all looks together: half of it on each side
+LEVEL = 0.002  # of the interval at all looks together: half of it on each side
 MARGIN = 0.75  # of the spread of one training over seeds: what a rival must be better by to be missed rarely
 BATCH = 16  # pairs between two looks
 

@@ -26,7 +26,7 @@ from vmaptune.store.ledger import LedgerReader
 from vmaptune.study._rounds import Params
 from vmaptune.study._run import StudyRun
 
-TOP, REPEATS, DRAWS = 3, 128, 96
+TOP, REPEATS, DRAWS = 3, 192, 96
 SEEDS = 8  # of each setting, before the two are chosen that are compared
 RIVALS = 6  # that these seeds are spent on
 
