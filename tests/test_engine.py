@@ -258,6 +258,19 @@ def test_the_plan_can_be_pinned_and_does_not_depend_on_anything_measured():
             parse_plan(text)
 
 
+@pytest.mark.parametrize(
+    ("step_flops", "tiles"),
+    [
+        (1e6, 16),  # 16 tiles take a second
+        (1e9, 9),  # a tile takes 3.2 s: nine in a call
+        (1e11, 1),
+    ],
+)
+def test_a_call_on_a_cpu_takes_half_a_minute_at_most_where_a_tile_does(step_flops, tiles):
+    costs = Costs(10, 10, step_flops, 1.0)
+    assert default_plan(costs, steps=100, trials=1024, pinned={"devices": 1, "lanes": 64, "every": 1}).tiles == tiles
+
+
 def test_groups_take_turns_and_change_no_bit(program):
     """Two sets of lanes, stepped one call each in turn, give what each gives alone; points come in call order."""
     alone = [train(program, [job(10 * g + i) for i in range(9)], capacity=8)[0] for g in range(2)]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -26,7 +30,10 @@ from vmaptune.errors import InputError, StudyError
 from vmaptune.store.checkpoints import Checkpoints, Snapshot
 from vmaptune.store.ledger import CurvePoint, Ledger, LedgerReader, State, TrialResult, TrialRow
 from vmaptune.study import resume
+from vmaptune.study._groups import Groups
 from vmaptune.study._resume import last_moment
+from vmaptune.study._saving import Saving
+from vmaptune.study._training import Training
 
 HERE = Path(__file__).parent
 
@@ -152,6 +159,91 @@ def test_checkpoints_stay_inside_the_study(tmp_path):
         store.wait()
     store.close()
     assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == [victim.name]
+
+
+class Time:
+    """A clock that stands still but for what a call under way takes, and a save."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("call", "under_way", "apart"), [(1.0, 1, 10.0), (1.0, 6, 15.0), (25.0, 1, 25.0)])
+def test_moments_lie_a_save_interval_or_a_call_apart(tmp_path, monkeypatch, call, under_way, apart):
+    """Calls are dispatched ahead, so a moment waits for those under way; it is begun that much before it is due."""
+    clock = Time(monkeypatch)
+    saving = Saving(Checkpoints(tmp_path), every=10.0)
+    monkeypatch.setattr(saving.checkpoints, "save", lambda snapshot: moments.append(clock.now))
+    moments: list[float] = []
+    waiting = 0
+    for _ in range(200):
+        waiting += 1
+        if waiting > under_way:  # the oldest call is read before another one is dispatched
+            clock.passes(call)
+            waiting -= 1
+        before = len(moments)
+        saving.between_calls(lambda: Snapshot(0, {}, {}), partial(clock.passes, waiting * call))
+        waiting = 0 if len(moments) > before else waiting
+    between = np.diff(moments)
+    assert between.max() <= apart
+    assert between.mean() >= min(5.0, call)
+
+
+def test_what_is_trained_is_saved_before_a_wait_for_a_program_which_can_be_stopped(file, reference, tmp_path):
+    released = threading.Event()
+    compile_, wait_, out, seen = Groups._compile, Groups.wait_for_any, tmp_path / "s", []
+
+    def slowly(self, group):
+        if group.number:
+            released.wait()
+        return compile_(self, group)
+
+    def waits(self, most=None):
+        saved = [s.seq for s in Checkpoints(out).newest(self.ledger.seq, pytest.fail)]
+        if saved:  # the first group's trials have ended
+            seen.append([self.ledger.seq, saved[0]])
+            if len(seen) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+        return wait_(self, most)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Groups, "_compile", slowly)
+        patch.setattr(Groups, "wait_for_any", waits)
+        try:
+            with pytest.raises(KeyboardInterrupt, match="everything is saved"):
+                vt.run(file, out=out, save_every=1e6, **OPTIONS)
+        finally:
+            released.set()
+    assert seen[-1][0] == seen[-1][1]  # the newest checkpoint holds all that the ledger has
+    assert len(seen) == 3
+    resume(out)
+    assert content(out) == content(reference)
+
+
+def test_a_round_that_was_begun_is_not_drawn_again(file, reference, tmp_path, monkeypatch):
+    out = tmp_path / "s"
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "train", crash_in_round(1))
+        with pytest.raises(MemoryError):
+            vt.run(file, out=out, **OPTIONS)
+    monkeypatch.setattr("vmaptune.study._searching.propose", lambda *_, **__: pytest.fail("it was drawn again"))
+    resume(out)
+    assert content(out) == content(reference)
+
+
+def crash_in_round(number: int):
+    train = Training.train
+
+    def trained(self, *args):
+        if self.counts.round == number:
+            raise MemoryError
+        return train(self, *args)
+
+    return trained
 
 
 # ---- the ledger ------------------------------------------------------------------------------------------
@@ -349,11 +441,15 @@ def test_a_killed_study_is_the_same_to_the_bit(file, reference, tmp_path):
         for name in ("first", "second"):  # the second finds its programs compiled
             whole = command.run(["run", str(file), "--out", str(tmp_path / name), *COMMAND])
             assert whole.code == 0, whole.errors
+        seconds = whole.seconds
         for _ in range(6):
-            ended = command.run(arguments, kill_after=draw.uniform(0.3, 1.0) * whole.seconds)
+            ended = command.run(arguments, kill_after=draw.uniform(0.3, 1.0) * seconds)
             kills += ended.code is None
             if finished(out):  # the last kill may fall behind the end
-                break
+                if kills:
+                    break
+                shutil.rmtree(out)  # the machine has become faster
+                seconds /= 2
         if not finished(out):
             ended = command.run(arguments)
             assert ended.code == 0, ended.errors
@@ -410,19 +506,19 @@ def test_the_moment_to_go_on_from():
         found = last_moment(rounds, snapshots, keeps_states=keeps)
         return found.seq, found.snapshot.seq if found.snapshot else None
 
-    assert moment([row(0, False)]) == (0, None)
-    assert moment([row(0, True), row(1, False)], snap(90, 0)) == (100, None)
+    assert moment([row(0, False)]) == (2, None)  # the round and its trial are written
+    assert moment([row(0, True), row(1, False)], snap(90, 0)) == (102, None)
     assert moment([row(0, True), row(1, False)], snap(150, 1), snap(130, 1)) == (150, 150)
     assert moment([row(0, True)], snap(90, 0))[1] is None
     assert moment([row(0, True)], snap(90, 0))[0] > 10**9  # all of it
-    assert moment([row(0, True), row(1, True, "confirm")]) == (100, None)  # the repeats' states are gone
+    assert moment([row(0, True), row(1, True, "confirm")]) == (102, None)  # the repeats' states are gone
     assert moment([row(0, True), row(1, True, "confirm")], snap(190, 1, True)) == (190, 190)
     waves = [row(0, True), row(1, True, "confirm"), row(2, False, "confirm")]
     assert moment(waves, snap(250, 2), snap(190, 1, True)) == (250, 250)
-    assert moment(waves, snap(190, 1, True)) == (200, 190)
-    assert moment(waves, snap(150, 1)) == (100, None)  # the states of the first repeats are gone
-    assert moment([row(0, True), row(1, False)], snap(90, 0, True), keeps=True) == (100, 90)
-    assert moment([row(0, True), row(1, False)], snap(90, 0), keeps=True) == (0, None)
+    assert moment(waves, snap(190, 1, True)) == (202, 190)
+    assert moment(waves, snap(150, 1)) == (102, None)  # the states of the first repeats are gone
+    assert moment([row(0, True), row(1, False)], snap(90, 0, True), keeps=True) == (102, 90)
+    assert moment([row(0, True), row(1, False)], snap(90, 0), keeps=True) == (2, None)
 
 
 @pytest.mark.parametrize(

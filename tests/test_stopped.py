@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from vmaptune.store.checkpoints import Checkpoints
 from vmaptune.store.files import remove_parts
 from vmaptune.store.ledger import Ledger
 from vmaptune.study import resume
+from vmaptune.study._groups import Groups
 from vmaptune.study._population import Population
 from vmaptune.study._training import Training
 
@@ -49,19 +51,76 @@ def population(file, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_asked_once_it_saves_and_says_how_to_go_on(file, reference, tmp_path, number):
     out = tmp_path / "s"
     listener = At(12, lambda: signal.raise_signal(number))
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt, match=r"everything is saved; go on with: python -m vmaptune resume .*/s"):
-        vt.run(file, out=out, listener=listener, **OPTIONS)
-    assert signal.getsignal(number) is before
+    ignored = signal.signal(number, signal.default_int_handler)  # a hangup may be ignored here
+    try:
+        with pytest.raises(KeyboardInterrupt, match=r"everything is saved; go on with: python -m vmaptune resume .*/s"):
+            vt.run(file, out=out, listener=listener, **OPTIONS)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, ignored)
     assert "stopping after this segment; once more stops at once" in listener.notes
     assert vt.load(out).meta["state"] == "interrupted"
     assert len(list((out / "checkpoints").glob("*.ckpt"))) == 1
     resume(out)
     assert content(out) == content(reference)
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(file, reference, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        vt.run(file, out=tmp_path / "s", listener=At(12, lambda: signal.raise_signal(signal.SIGHUP)), **OPTIONS)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert content(tmp_path / "s") == content(reference)
+
+
+def test_asked_while_the_first_program_compiles_it_stops_at_once(file, reference, tmp_path, monkeypatch):
+    out, released = tmp_path / "s", threading.Event()
+    compile_, wait_ = Groups._compile, Groups.wait_for_any
+
+    def waits(self, most=None):
+        signal.raise_signal(signal.SIGINT)
+        return wait_(self, most)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Groups, "_compile", lambda *args: released.wait() and compile_(*args))
+        patch.setattr(Groups, "wait_for_any", waits)
+        try:
+            with pytest.raises(KeyboardInterrupt, match="everything is saved"):
+                vt.run(file, out=out, **OPTIONS)
+        finally:
+            released.set()
+    vt.run(file, out=out, **OPTIONS)
+    assert content(out) == content(reference)
+
+
+def test_asked_before_there_is_a_study_it_says_so(file, tmp_path, monkeypatch, capsys):
+    def ask(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vmaptune.study._api.resolve_experiment", ask)
+    assert main(["run", str(file), "--out", str(tmp_path / "s")]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+def test_nobody_needs_to_listen(file, reference, tmp_path):
+    """A terminal that was closed, a pipe that nobody reads: the study goes on."""
+    read, write = os.pipe()
+    stream = os.fdopen(write, "w")
+    view = vt.live(stream)
+    listener = At(9, lambda: os.close(read))
+    listener.progress, act = view.progress, listener.progress
+    view.progress = lambda progress: (act(progress), listener.progress(progress))
+    view.every = 0.0
+    vt.run(file, out=tmp_path / "s", listener=view, **OPTIONS)
+    assert content(tmp_path / "s") == content(reference)
+    assert listener.left == 0  # and was told nothing after that
+    with pytest.raises(BrokenPipeError):
+        stream.close()
 
 
 @pytest.mark.parametrize("save_every", [0, 60])
@@ -267,6 +326,47 @@ def test_trials_and_rounds_can_be_changed_on_the_way(file, tmp_path, capsys):
     assert [(c["trials"], c["rounds"]) for c in study.meta["changes"]] == [([40, 80], [2, 4])]
     resume(tmp_path / "copy")
     assert content(out) == content(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("stopping", "n", "trials", "rounds"),
+    [("asha", 14, 80, 4), ("sync", 20, 64, 3), ("hyperband", 9, 80, 3), ("hyperband", 26, 64, 4)],
+)
+def test_they_can_be_changed_where_trials_are_stopped_early_too(file, tmp_path, stopping, n, trials, rounds):
+    """Rounds flow into one another there, and trials wait for others at the rungs."""
+    out, copy = tmp_path / "s", tmp_path / "copy"
+    options = OPTIONS | {"stopping": stopping, "halving": "eta=2,min_steps=4", "report": False, "save_every": 0}
+    with pytest.raises(MemoryError):
+        vt.run(file, out=out, listener=Crash(n), **options)
+    before = vt.load(out).ledger
+    begun, points = before.rounds(), points_of(before)
+    settings = {row.trial: row.params for row in before.trials()}
+    before.close()
+    shutil.copytree(out, copy)
+    changed = {"trials": trials, "rounds": rounds, "force": True, "report": False}
+    with pytest.raises(MemoryError):
+        vt.run(file, out=out, listener=Crash(n), save_every=0, **changed)
+    study, whole = resume(out, report=False), vt.run(file, out=copy, **changed)
+    assert content(out) == content(copy)
+    rows = study.ledger.rounds()
+    assert [row.kind for row in rows[:rounds]] == ["search"] * rounds
+    assert {row.kind for row in rows[rounds:]} == {"confirm"}
+    assert [row.trials for row in rows[: len(begun)]] == [row.trials for row in begun]
+    assert rows[0].space == begun[0].space
+    after = {row.trial: row.params for row in study.trials()}
+    first = [trial for trial in settings if trial < begun[0].trials]
+    assert [after[trial] for trial in first] == [settings[trial] for trial in first]
+    now = points_of(study.ledger)
+    common = [key for key in points if key in now and key[0] in first]
+    assert len(common) > len(points) / 2 > 4
+    assert [now[key] for key in common] == [points[key] for key in common]
+    assert not study.ledger.counts()["RUNNING"]
+    assert len(after) == sum(row.trials for row in rows) <= trials
+    assert whole.result["trials"] == study.result["trials"]
+
+
+def points_of(ledger) -> dict:
+    return {(trial, p.step): (p.loss, p.value) for trial, curve in ledger.curves() for p in curve}
 
 
 def test_too_late_for_other_numbers(file, tmp_path):

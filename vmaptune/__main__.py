@@ -1,3 +1,3 @@
-from vmaptune.cli import main
+from vmaptune.cli import command
 
-raise SystemExit(main())
+command()

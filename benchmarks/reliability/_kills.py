@@ -2,7 +2,11 @@
 
 A fifth of the kills fall anywhere into a process's start (imports, tracing, reading the ledger, taking rows back);
 the others into its training, and half of those wait for the next save to begin. Every other study saves whenever it
-can. Of ten studies one is with Hyperband's brackets, one with asynchronous halving and one with Optuna's TPE.
+can. Of ten studies one is with Hyperband's brackets, one with asynchronous halving, and one with each of Optuna's TPE,
+Gaussian process and CMA-ES.
+
+What a kill costs is counted from the moment that a resume goes on from: the newest checkpoint, or a later beginning or
+end of a round, or the kill itself where the newest checkpoint holds all that was trained (a wait for a program).
 """
 
 from __future__ import annotations
@@ -15,13 +19,15 @@ from pathlib import Path
 from _report import row
 from _studies import KINDS, Bench, digest, fresh, is_finished, run
 
+from vmaptune.engine.moments import trials_of
 from vmaptune.errors import StudyError
 from vmaptune.store.checkpoints import Checkpoints
 from vmaptune.store.ledger import LedgerReader, State
 
-IN_TRAINING = 1.0  # seconds of training after which a process has been killed at the latest
 SAVE_EVERY = ("0", "0.5")  # of every other study
-OTHER_KINDS = {1: "hyperband", 4: "optuna:tpe", 7: "asha"}  # by the last digit of the study's number
+IN_TRAINING = {"0": 0.4, "0.5": 1.0}  # seconds of training after which a process has been killed at the latest
+# by the last digit of the study's number
+OTHER_KINDS = {1: "hyperband", 3: "optuna:cmaes", 4: "optuna:tpe", 7: "asha", 9: "optuna:gp"}
 
 
 class Clock:
@@ -61,7 +67,7 @@ def kills(bench: Bench, wanted: int) -> None:
             if draw.random() < 0.2:
                 limit, in_training = draw.uniform(0.1, 1.1) * tally.get("start", 4.0), 0.0
             else:
-                limit, in_training = 600.0, draw.uniform(0.0, IN_TRAINING)
+                limit, in_training = 600.0, draw.uniform(0.0, IN_TRAINING[every])
             before, begun = newest(study), time.time()
             while time.time() - begun < limit and newest(study) in (before, None) and alive(pid):
                 clock.sleep(0.005)
@@ -91,7 +97,7 @@ def kills(bench: Bench, wanted: int) -> None:
                 if is_finished(study):
                     break
                 if every != "0" and limit == 600.0:
-                    lost.append(clock.between(saved_at(study), now))
+                    lost.append(clock.between(min(now, saved_at(study, now)), now))
             except StudyError as error:
                 errors.append(f"after a kill: {error}"[:400])
                 break
@@ -127,12 +133,15 @@ def alive(pid: int) -> bool:
         return False
 
 
-def saved_at(study: Path) -> float:
-    """When the moment was that a resume goes on from: the newest checkpoint's, or a later end of a round."""
+def saved_at(study: Path, now: float) -> float:
+    """When the moment was that a resume goes on from."""
     with LedgerReader.open(study) as reader:
         seq, rounds = reader._rows("tally")[0][1], reader.rounds()
     found = Checkpoints(study).newest(seq, lambda text: None)
-    return max([s.plain["time"] for s in found] + [r.finished for r in rounds if r.finished is not None])
+    if found and found[0].seq == seq and not any(trials_of(lanes) for _, lanes in found[0].plain["lanes"]):
+        return now
+    ends = [r.finished for r in rounds if r.finished is not None]
+    return max([s.plain["time"] for s in found] + [r.started for r in rounds] + ends)
 
 
 def rows(bench: Bench, wanted: int) -> list[dict]:

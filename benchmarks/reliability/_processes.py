@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 SERVER = """
-import os, sys, json
+import os, signal, sys, json
 import vmaptune.cli, vmaptune.study, vmaptune.experiment, flax.nnx, optax, jax
 try:
     import sklearn.datasets
@@ -29,11 +29,12 @@ for line in sys.stdin:
     arguments, errors, limit = json.loads(line)
     pid = os.fork()
     if not pid:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have its background ignore it
         out = os.open(os.devnull, os.O_RDWR)
         to = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 0); os.dup2(out, 1); os.dup2(to, 2)
         if limit:
-            import resource, signal
+            import resource
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         code = 70

@@ -27,6 +27,8 @@ KINDS = {
     "hyperband": ["--stopping", "hyperband", "--halving", "eta=3,min_steps=30"],
     "asha": ["--stopping", "asha", "--halving", "eta=3,min_steps=30"],
     "optuna:tpe": ["--method", "optuna:tpe"],
+    "optuna:cmaes": ["--method", "optuna:cmaes"],
+    "optuna:gp": ["--method", "optuna:gp", "--trials", "48", "--rounds", "3"],
 }
 
 

@@ -1,11 +1,12 @@
-"""Kills, damage, full disks, bad numbers and two writers, against the real command.
+"""Kills, stops, damage, full disks, bad numbers and two writers, against the real command.
 
     python benchmarks/reliability/reliability.py [--quick] [--json FILE] [--only PART ...] [--place DIR]
 
-Every row is "n of N": studies killed with SIGKILL at random moments, many of them within a save, and resumed; state
-files with flipped bits and cut short; a disk that is full; NaN and infinities forced in one lane; two processes on one
-study; what checkpoints cost; and whether `retest` tells old data from new. With `--place DIR` the tallies are kept
-there after every try: the benchmark may be interrupted, and the same command goes on with it.
+Every row is "n of N": studies killed with SIGKILL at random moments, many of them within a save, and resumed; Ctrl-C
+and SIGTERM, once and twice; state files with flipped bits and cut short; a disk that is full; NaN and infinities forced
+in one lane; two processes on one study; what checkpoints cost; and whether `retest` tells old data from new. With
+`--place DIR` the tallies are kept there after every try: the benchmark may be interrupted, and the same command goes on
+with it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import _disk
 import _kills
 import _numbers
 import _retest
+import _stops
 import _writers
 from _processes import Command
 from _report import finish
@@ -33,6 +35,7 @@ from _studies import Bench
 # the part's name -> its tries, the rows of what was counted, and how many tries it takes
 PARTS: dict[str, tuple[Callable[[Bench, int], None], Callable[[Bench, int], list[dict]], int]] = {
     "kills": (_kills.kills, _kills.rows, 200),
+    "stops": (_stops.stops, _stops.rows, 40),
     "damage": (_damage.damage, _damage.rows, 100),
     "rescue": (_damage.rescues, _damage.rescue_rows, 100),
     "disk": (_disk.full_disk, _disk.rows, 20),

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from vmaptune.cli import _export, _look, _new, _panda, _report, _rescue, _search, _watch
 from vmaptune.cli._common import FAILED, INTERRUPTED, MISTAKE, OK
@@ -46,11 +47,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt as error:
-        print(f"\n{error or 'interrupted'}", file=sys.stderr)
+        print(f"\n{str(error) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+
+
+def command() -> None:
+    """One command as a process. After an interruption it ends at once: a program that still compiles would otherwise
+    be waited for."""
+    code = main()
+    if code == INTERRUPTED:
+        with suppress(OSError, ValueError):  # the terminal may be gone
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
 
 
 def build_parser() -> argparse.ArgumentParser:

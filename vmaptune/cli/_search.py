@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,8 +73,8 @@ def _add_retest(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("--exp", metavar="EXP", help="today's experiment (default: the file that the study ran)")
     command.add_argument("--top", type=int, default=3, metavar="K", help="how many of the old settings (default 3)")
     command.add_argument(
-        "--repeats", type=int, default=128, metavar="R",
-        help="most fresh seeds of the best old and the best new setting, if it takes so many to tell (default 128)",
+        "--repeats", type=int, default=192, metavar="R",
+        help="most fresh seeds of the best old and the best new setting, if it takes so many to tell (default 192)",
     )  # fmt: skip
     command.add_argument(
         "--trials", type=int, default=96, metavar="N",
@@ -183,7 +184,8 @@ def _trained(args: argparse.Namespace, train: Callable[[Any], Any]) -> int:
         study = train(view)
     finally:
         if view:
-            view.close()
+            with contextlib.suppress(OSError):  # the terminal is gone
+                view.close()
     print(strict_json(study.result) if args.json else summary(study.result))
     return OK
 

@@ -23,6 +23,8 @@ ACCELERATOR_MEMORY_SHARE = 0.6
 LANES_MEMORY_SHARE = 0.5  # of the memory at hand that the lanes' states may take
 EVALUATION_SHARE = 0.1  # of a trial's operations
 MAX_SEGMENTS = 20
+SPEED = 2e10  # operations a second that small models reach on one CPU core at the least, for guesses
+CALL_SECONDS = 30.0  # of one call on a CPU, by that guess: nothing is saved and no Ctrl-C heard within a call
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,9 @@ def default_plan(costs: Costs, *, steps: int, trials: int, pinned: dict[str, int
         lanes = min(lanes, fits)
     lanes = pinned.get("lanes", min(lanes, 2 ** math.ceil(math.log2(per_device))))
     tiles = math.ceil(per_device / lanes)
+    every = pinned.get("every", segment_steps(costs, steps))
     most = max(1, int(memory_bytes() * LANES_MEMORY_SHARE // max(1, costs.state_bytes * devices * lanes)))
-    return Plan(
-        devices=devices,
-        lanes=lanes,
-        tiles=pinned.get("tiles", min(tiles, most)),
-        every=pinned.get("every", segment_steps(costs, steps)),
-    )
+    if jax.default_backend() == "cpu":
+        tile_seconds = lanes * every * costs.step_flops / SPEED
+        most = max(1, min(most, int(CALL_SECONDS // max(tile_seconds, 1e-9))))
+    return Plan(devices=devices, lanes=lanes, tiles=pinned.get("tiles", min(tiles, most)), every=every)

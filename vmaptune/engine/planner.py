@@ -17,11 +17,10 @@ import numpy as np
 
 from vmaptune.engine import kept
 from vmaptune.engine.devices import cache_folder, machine
-from vmaptune.engine.plan import Costs, Plan, default_plan
+from vmaptune.engine.plan import SPEED, Costs, Plan, default_plan
 from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
 from vmaptune.engine.rate import small_settings
 
-SPEED = 2e10  # operations a second that small models reach on one CPU core: for the guess whether measuring pays
 LEAST_SECONDS = 100.0  # of a group's training; candidates compile for some seconds, and that is to stay below 5 %
 RUN_SECONDS = 0.05  # of one timing
 REPEATS = 3

@@ -17,7 +17,7 @@ from vmaptune.store.rescue import RESCUED
 from vmaptune.study import _minutes
 from vmaptune.study._budget import recorded_budget
 from vmaptune.study._options import Options
-from vmaptune.study._progress import Listener, Silent
+from vmaptune.study._progress import Listener, heard
 from vmaptune.study._resume import changed_machine, code_of
 from vmaptune.study._retest import DRAWS, REPEATS, TOP, Retest, budget_of, plan_retest
 from vmaptune.study._run import StudyRun
@@ -51,7 +51,7 @@ def resume(
       InputError: no unfinished study there, or its code is gone or has changed. KeyboardInterrupt: as for `run`.
     """
     started = _minutes.clock()
-    listener = listener or Silent()
+    listener = heard(listener)
     note = prepare_devices()
     check_save_every(save_every)
     directory = Path(directory)
@@ -122,7 +122,7 @@ def retest(
 
     Trains the old study's best settings again, fresh draws around them and over the whole space, and more where these
     look best, all in the same lanes; then the best of both on a few fresh seeds, from which one old setting and one
-    rival are chosen. These two are trained on pairs of fresh seeds, 16 more at a time, until the 99 % interval of the
+    rival are chosen. These two are trained on pairs of fresh seeds, 16 more at a time, until the 99.8 % interval of the
     gain, which holds at all looks together, lies above 0 ("moved") or below three quarters of the spread of one
     training over seeds ("still best"), or there may be no more ("unclear"). What came of it, with the evidence, is
     `study.result["retest"]`.
@@ -138,7 +138,7 @@ def retest(
     Raises:
       InputError, StudyError: the old study is not finished or found nothing, or the code is gone.
     """
-    listener = listener or Silent()
+    listener = heard(listener)
     note = prepare_devices()
     check_save_every(save_every)
     directory = Path(directory)
@@ -184,6 +184,8 @@ def open_unfinished(directory: Path, *, insist: bool) -> Ledger | None:
         if insist:
             raise
         return None  # what is there is not touched: Ledger.create says so
+    if finished and insist:
+        raise InputError(f"{directory}: the study is finished, so there is nothing to go on with")
     if finished:
         raise already_there(directory)
     if rescued:

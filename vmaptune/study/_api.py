@@ -35,7 +35,7 @@ from vmaptune.study._budget import CHANGEABLE, change_budget
 from vmaptune.study._minutes import Timetable
 from vmaptune.study._options import Options, default_directory, options_for
 from vmaptune.study._population import copies_of
-from vmaptune.study._progress import Listener, Silent
+from vmaptune.study._progress import Listener, heard
 from vmaptune.study._resume import check_code, check_options
 from vmaptune.study._run import StudyRun
 from vmaptune.study._saving import SAVE_EVERY
@@ -125,7 +125,7 @@ def run(
       KeyboardInterrupt: Ctrl-C or SIGTERM, once: everything is saved; twice: stopped at once.
     """
     started = _minutes.clock() if started is None else started
-    listener = listener or Silent()
+    listener = heard(listener)
     note = prepare_devices()
     source, experiment = resolve_experiment(experiment)
     if changes:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from vmaptune.engine.bound import MachineRates, known_rates, measured_rates
-from vmaptune.engine.planner import SPEED
+from vmaptune.engine.plan import SPEED
 from vmaptune.study._groups import Group
 
 LEAST_SECONDS = 20.0  # of training, by operations: below, the third of a second that measuring takes shows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -25,6 +25,8 @@ from vmaptune.study._progress import Counts
 from vmaptune.study._stopping import stopping_lanes
 from vmaptune.study._structure import COMPILERS, Structure
 from vmaptune.task import Task
+
+PATIENCE = 0.2  # seconds of a wait for a program, after which it is looked whether somebody asked to stop
 
 
 @dataclass
@@ -63,9 +65,12 @@ class Groups:
         counts: Counts,
         file: str | None,
         chooser: Structure,
+        while_waiting: Callable[[], None] = lambda: None,
     ):
+        """`while_waiting` is called now and then while programs compile and nothing else goes on."""
         self.experiment, self.task, self.statics, self.traced = experiment, task, statics, traced
         self.options, self.ledger, self.counts, self.file = options, ledger, counts, file
+        self.while_waiting = while_waiting
         self._groups: dict[tuple, Group] = {}
         self._built = chooser.built
         self._shared: SharedArrays = chooser.shared
@@ -116,7 +121,8 @@ class Groups:
                 self._write(group)
         self.counts.seconds["compile"] += time.perf_counter() - started
         while not (any if ahead else all)(self.ready(group) for group in met):
-            self.wait_for_any()
+            self.while_waiting()
+            self.wait_for_any(PATIENCE)
         self.counts.phase = phase
         self.counts.tell()  # from here on time is training
 
@@ -132,9 +138,10 @@ class Groups:
         self._write(group)
         return True
 
-    def wait_for_any(self) -> float:
-        """Waits for a program that compiles in the background, if there is one; returns for how many seconds."""
-        return self._wait(list(self._compiling.values()))
+    def wait_for_any(self, most: float | None = None) -> float:
+        """Waits for a program that compiles in the background, if there is one, for `most` seconds if given; returns
+        for how many."""
+        return self._wait(list(self._compiling.values()), most)
 
     def wait_for(self, group: Group) -> float:
         """Waits until a group's program exists, and takes it in; returns for how many seconds."""
@@ -148,9 +155,9 @@ class Groups:
             self.counts.tell()
         return waited
 
-    def _wait(self, programs: Sequence[Future[Program]]) -> float:
+    def _wait(self, programs: Sequence[Future[Program]], most: float | None = None) -> float:
         started = time.perf_counter()
-        wait(programs, return_when=FIRST_COMPLETED)
+        wait(programs, timeout=most, return_when=FIRST_COMPLETED)
         waited = time.perf_counter() - started
         self.counts.seconds["compile"] += waited
         return waited

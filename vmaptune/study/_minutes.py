@@ -17,8 +17,7 @@ from typing import Any
 
 import jax
 
-from vmaptune.engine.plan import Costs
-from vmaptune.engine.planner import SPEED
+from vmaptune.engine.plan import SPEED, Costs
 from vmaptune.engine.rate import TileRate, tile_rate
 from vmaptune.search.confirm import Budget
 from vmaptune.search.minutes import LEAST_ROUND, MOST_TRIALS, fit, fit_confirmation

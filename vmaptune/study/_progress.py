@@ -43,7 +43,7 @@ class Progress:
 
 
 class Listener(Protocol):
-    """What watches a study run; called on the host between segments."""
+    """What watches a study run; called on the host between segments. An OSError of it is the end of its watching."""
 
     def progress(self, progress: Progress) -> None: ...
 
@@ -58,6 +58,43 @@ class Silent:
 
     def note(self, text: str) -> None:
         """Nothing."""
+
+
+class Heard:
+    """A listener that may go away: a terminal that was closed, a pipe that nobody reads, a log on a full disk. After
+    its first OSError it is told nothing more, and the study goes on."""
+
+    def __init__(self, listener: Listener):
+        self._listener, self._gone = listener, False
+
+    def progress(self, progress: Progress) -> None:
+        """Passes it on."""
+        self._pass_on(self._listener.progress, progress)
+
+    def note(self, text: str) -> None:
+        """Passes it on."""
+        self._pass_on(self._listener.note, text)
+
+    def say(self, text: str) -> None:
+        """Passes it on, as a note where the listener knows nothing else."""
+        self._pass_on(getattr(self._listener, "say", self._listener.note), text)
+
+    def close(self) -> None:
+        """Passes it on where the listener wants to know."""
+        self._pass_on(getattr(self._listener, "close", lambda: None))
+
+    def _pass_on(self, method: Callable[..., None], *what: Any) -> None:
+        if self._gone:
+            return
+        try:
+            method(*what)
+        except OSError:
+            self._gone = True
+
+
+def heard(listener: Listener | None) -> Listener:
+    """The listener, so that a study does not depend on its being there; a silent one for None."""
+    return listener if isinstance(listener, (Silent, Heard)) else Heard(listener) if listener else Silent()
 
 
 @dataclass

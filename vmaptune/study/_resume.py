@@ -48,14 +48,14 @@ def last_moment(rounds: Sequence[RoundRow], snapshots: Sequence[Snapshot], *, ke
     for snapshot in snapshots:
         if snapshot.seq >= begin.seq and snapshot.plain["round"] >= begin.round:
             return Moment(snapshot.seq, snapshot)
-    start = begin.seq - 1
+    start = begin.seq + begin.trials  # its trials were written with it: they are not drawn again
     kept = [row for row in rounds[: begin.round] if keeps_states or row.kind == "confirm"]
     if not kept:
         return Moment(start, None)
     for snapshot in snapshots:  # the states of the rounds before
         if snapshot.plain["round"] == begin.round - 1 and snapshot.plain["ended"]:
             return Moment(start, snapshot)
-    return Moment(kept[0].seq - 1, None)
+    return Moment(kept[0].seq + kept[0].trials, None)
 
 
 def study_meta(

@@ -56,7 +56,7 @@ class Rounds:
         there = [row for row in study.training.rows.values() if row.round == number]
         if there:
             return there
-        study.saving.stop_now_if_asked()
+        study.stop_if_asked()
         study.groups.prepare([params for params, _ in settings], ahead=self._ahead)
         first = len(study.training.rows)
         rows = [

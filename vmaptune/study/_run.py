@@ -23,7 +23,7 @@ from vmaptune.study._groups import Groups
 from vmaptune.study._options import Options
 from vmaptune.study._outcome import outcome, save_models
 from vmaptune.study._pacing import Pace
-from vmaptune.study._progress import Counts, Listener, Silent
+from vmaptune.study._progress import Counts, Listener, heard
 from vmaptune.study._report import RoundReport
 from vmaptune.study._resume import COPY, study_meta
 from vmaptune.study._rounds import Params, Rounds
@@ -65,7 +65,7 @@ class StudyRun:
         self.space = space  # of the round begun last
         self.counts = Counts(
             rounds=len(self.budget.rounds), trials=options.trials,
-            sign=1.0 if self.experiment.direction == "minimize" else -1.0, listener=listener or Silent(),
+            sign=1.0 if self.experiment.direction == "minimize" else -1.0, listener=heard(listener),
             warnings=list(warnings), name=source.name if source else self.experiment.name, directory=str(directory),
             objective=self.experiment.objective,
         )  # fmt: skip
@@ -100,7 +100,7 @@ class StudyRun:
                     self.ledger.add_decision(None, "structure", structure)
             self.groups = Groups(
                 self.experiment, task, statics, lane_arguments(space, statics.traced), options, self.ledger,
-                self.counts, file, chooser,
+                self.counts, file, chooser, self.stop_if_asked,
             )  # fmt: skip
             self.report = RoundReport(directory, self.counts.listener, wanted=report)
             self.training = Training(
@@ -177,6 +177,11 @@ class StudyRun:
         self.saving.checkpoints.clear()
         self.write_views(last=True)
         return result
+
+    def stop_if_asked(self) -> None:
+        """Stops where somebody asked to and nobody trains, so that there is nothing to save."""
+        if not self.counts.lanes:
+            self.saving.stop_now_if_asked()
 
     def _abandon(self, error: BaseException) -> None:
         """The study says why it stopped; its trials are to be gone on with, so they stay as they are."""

@@ -12,6 +12,7 @@ from typing import Any
 from vmaptune.store.checkpoints import Checkpoints, Snapshot
 
 SAVE_EVERY = 60.0  # seconds
+FORGETS = 0.9  # of a long wait for the calls under way, what is expected at the next save
 
 
 class Interrupted(KeyboardInterrupt):
@@ -27,9 +28,16 @@ class Saving:
         self.taken = 0
         self.seconds = 0.0  # that the devices had nothing to do because of saves
         self._last = time.monotonic()
+        self._seq = -1  # of the last moment that was saved
+        self._settling = 0.0  # seconds that the calls under way took at the saves before, the longest of late
 
-    def between_calls(self, now: Callable[[], Snapshot], settle: Callable[[], None] = lambda: None) -> None:
+    def between_calls(
+        self, now: Callable[[], Snapshot], settle: Callable[[], None] = lambda: None, *, busy: bool = True
+    ) -> None:
         """Saves when it is time to. `settle` waits for the calls under way: time that no save costs.
+
+        A moment holds what those calls bring, so it is begun as long before it is due as they are expected to take:
+        two moments lie `every` apart, or a call where that takes longer.
 
         Raises:
           Interrupted: somebody asked to stop. StudyError: the last checkpoint could not be written.
@@ -37,8 +45,19 @@ class Saving:
         if self.stop:
             self.save(now, wait=True)
             raise Interrupted
-        if time.monotonic() - self._last >= self.every and not self.checkpoints.busy:
+        started = time.monotonic()
+        due = started + self._settling - self._last >= self.every
+        if due and busy and not self.checkpoints.busy:
             settle()
+            self._settling = max(time.monotonic() - started, FORGETS * self._settling)
+            self.save(now)
+
+    def before_a_wait(self, now: Callable[[], Snapshot], seq: int) -> None:
+        """Saves what the ledger has up to its row `seq`, unless that is saved: the devices have nothing to do.
+
+        Raises StudyError when the last checkpoint could not be written.
+        """
+        if seq != self._seq:
             self.save(now)
 
     def stop_now_if_asked(self) -> None:
@@ -49,7 +68,9 @@ class Saving:
     def save(self, now: Callable[[], Snapshot], *, wait: bool = False) -> None:
         """Saves now; `wait` until it is on disk. Raises StudyError when it, or the last one, cannot be written."""
         started = time.monotonic()
-        self.checkpoints.save(now())
+        moment = now()
+        self.checkpoints.save(moment)
+        self._seq = moment.seq
         if wait:
             self.checkpoints.wait()
         self._last = time.monotonic()
@@ -62,9 +83,10 @@ class Saving:
 
     @contextmanager
     def listening(self, note: Callable[[str], None]) -> Iterator[None]:
-        """Ctrl-C and SIGTERM stop the study inside: the first after the call under way, the second at once.
+        """Ctrl-C, SIGTERM and the end of a terminal stop the study inside: the first after the call under way, the
+        second at once.
 
-        Only in the main thread; elsewhere signals stay as they are.
+        Only in the main thread; elsewhere signals stay as they are, as does a SIGHUP that is ignored (`nohup`).
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -76,7 +98,10 @@ class Saving:
             self.stop = True
             note("stopping after this segment; once more stops at once")
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not on Windows
+            heard.append(signal.SIGHUP)
+        before = {number: signal.signal(number, ask) for number in heard}
         try:
             yield
         finally:

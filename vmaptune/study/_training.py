@@ -28,7 +28,7 @@ from vmaptune.store.checkpoints import Snapshot
 from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
 from vmaptune.store.live import HEARTBEAT
 from vmaptune.store.states import State
-from vmaptune.study._groups import Group, Groups
+from vmaptune.study._groups import PATIENCE, Group, Groups
 from vmaptune.study._occupancy import Occupancy
 from vmaptune.study._options import Options
 from vmaptune.study._progress import Counts
@@ -99,6 +99,8 @@ class Training:
             self._restore_lanes(snapshot, keep)
         busy = True
         while busy or self._later:
+            if self._will_wait(idle=not busy):
+                self.saving.before_a_wait(self.snapshot, self.ledger.seq)
             self._begin_later(idle=not busy)
             # an advance of one group's lanes may add trials to another's: look at all before the end
             busy = sum(each.advance() for each in list(self.lanes.values())) > 0
@@ -108,7 +110,7 @@ class Training:
                 sum(each.live_steps for each in self.lanes.values()),
                 sum(each.lane_steps for each in self.lanes.values()),
             )
-            self.saving.between_calls(self.snapshot, self.settle)
+            self.saving.between_calls(self.snapshot, self.settle, busy=busy)
         self.counts.lanes = ()
         spent = time.perf_counter() - started - self._waited
         evaluating = 0.0
@@ -159,7 +161,7 @@ class Training:
             return
         stops, trained = bool(self.options.stopping), self._trained()
         if idle and not stops:
-            self._waited += self.groups.wait_for_any()
+            self._waited += self.groups.wait_for_any(PATIENCE)
         later, self._later = self._later, []
         for each in later:
             number = each.group.number
@@ -173,6 +175,14 @@ class Training:
                 self.lanes[number] = self._lanes(each.group)
             self.lanes[number].submit(each.jobs)
         self.counts.lanes = list(self.lanes.values())
+
+    def _will_wait(self, *, idle: bool) -> bool:
+        """Whether the next trials to begin are those of a group whose program still compiles, and are waited for."""
+        if not self.options.stopping:
+            return idle and not any(self.groups.ready(each.group) for each in self._later)
+        trained = self._trained()
+        due = [each for each in self._later if each.group.number not in self.lanes and (idle or each.due <= trained)]
+        return any(not self.groups.ready(each.group) for each in due)
 
     def _hungry(self) -> None:
         """A lane is free and none of its group's trials waits: those of a group without lanes come before new ones."""
