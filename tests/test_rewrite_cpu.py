@@ -109,6 +109,38 @@ def product_in_double(a, b, at):
     return np.einsum(np.asarray(a, np.float64), left, np.asarray(b, np.float64), right, batch + rest)
 
 
+@settings(max_examples=30, deadline=None)
+@given(rows=SIZES, inputs=st.integers(1, 20), outputs=st.integers(1, 20), lanes=SIZES, one_batch=st.booleans(),
+       alike=st.booleans())  # fmt: skip
+def test_a_gradient_of_weights_is_the_same_whoever_shares_the_batch(rows, inputs, outputs, lanes, one_batch, alike):
+    def gradient(x, w):
+        return jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(w)
+
+    x, w = normal(0, lanes, rows, inputs), normal(1, lanes, inputs, outputs)
+    call, _ = fitted(gradient, x[0], w[0], compiled_products=True, one_batch=one_batch)
+    if alike:
+        x = x[0]
+    over = jax.jit(jax.vmap(call, in_axes=(None if alike else 0, 0)))
+    each = [gradient(x if alike else x[i], w[i]) for i in range(lanes)]
+    np.testing.assert_allclose(over(x, w), np.stack(each), rtol=1e-5, atol=1e-5)
+
+
+def test_a_gradient_of_weights_comes_out_as_the_weights_lie_where_that_costs_less():
+    x, w = normal(0, 16, 8), normal(1, 8, 8)
+    narrow = normal(2, 8, 1)
+
+    def gradient(x, w):
+        return jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(w)
+
+    def transposed(w, **options):
+        _, jaxpr = fitted(gradient, x, w, compiled_products=True, **options)
+        shapes = {tuple(v.aval.shape for v in e.invars) for e in equations(jaxpr) if e.primitive.name == "dot_general"}
+        return shapes - {((16, 8), w.shape)}
+
+    assert transposed(w) == {((8, 16), (16, 8))}
+    assert transposed(narrow) == {((1, 16), (16, 8))}
+
+
 def test_every_product_of_a_training_step_is_rows_times_columns_where_products_are_compiled():
     x, w = normal(0, 7, 4), normal(1, 4, 4)
 

@@ -57,17 +57,23 @@ class Hoisted(NamedTuple):
     compiled: bool  # whether its products are to be compiled with the program
 
 
-def hoist(function: Callable[..., Any], *args: Any, compiles: Callable[[Any], bool] = lambda jaxpr: False) -> Hoisted:
+def hoist(
+    function: Callable[..., Any],
+    *args: Any,
+    compiles: Callable[[Any], bool] = lambda jaxpr: False,
+    one_batch: bool = False,
+) -> Hoisted:
     """Traces `function` for one lane and turns what it closes over into arguments.
 
-    `compiles` says of its jaxpr whether products are to be compiled with the program, where they can be.
+    `compiles` says of its jaxpr whether products are to be compiled with the program, where they can be, `one_batch`
+    that all lanes train on the same batch.
     """
     closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
     tree = jax.tree.structure(out)
     fitted = closed.jaxpr
     compiled_products = products_are_compiled() and compiles(fitted)
     if jax.default_backend() == "cpu":
-        fitted = fit_for_cpu(fitted, compiled_products=compiled_products)
+        fitted = fit_for_cpu(fitted, compiled_products=compiled_products, one_batch=one_batch)
 
     def call(consts: Any, *values: Any) -> Any:
         flat = jax.core.eval_jaxpr(fitted, consts, *jax.tree.leaves(values))
@@ -138,7 +144,10 @@ class LaneFunctions:
         self.key_kinds = kinds[-1]
         self.lockstep = task.shared is not None
         self.shared = hoist(task.shared or (lambda done: ()), count)
-        self.step = hoist(step, self.state, arrays, seed, count, self.shared.out, compiles=products_are_short)
+        self.step = hoist(
+            step, self.state, arrays, seed, count, self.shared.out,
+            compiles=products_are_short, one_batch=self.lockstep,
+        )  # fmt: skip
         self._check_state()
         # the experiment exchanges a training step's convolutions itself, before differentiation
         self.evaluate = hoist(

@@ -45,9 +45,11 @@ def batch_indices(
     for r in range(rounds):
         pivot = jnp.where(in_next, after[0][r], now[0][r])
         salt = jnp.where(in_next, after[1][r], now[1][r])
-        partner = jnp.where(pivot >= x, pivot - x, pivot + size - x)  # (pivot - x) mod n, an involution
-        swap = _mix(jnp.maximum(x, partner) ^ salt) >> 31
-        x = jnp.where(swap == 1, partner, x)
+        # Each round waits for the one before, so what counts is how many operations follow one another. (pivot - x)
+        # mod n, an involution: the one of the two that has not wrapped around is the smaller.
+        partner = jnp.minimum(pivot - x, (pivot + size) - x)
+        mixed = _scattered(jnp.maximum(x, partner) ^ salt)
+        x = x ^ ((x ^ partner) & -(mixed >> 31))
     return x.astype(jnp.int32)
 
 
@@ -62,6 +64,11 @@ def _round_keys(key_words: jax.Array, epoch: jax.Array, rounds: int, size: jax.A
 
 def _mix(x: jax.Array) -> jax.Array:
     """The finaliser of MurmurHash3: every input bit reaches every output bit."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = _scattered(x)
     return x ^ (x >> 16)
+
+
+def _scattered(x: jax.Array) -> jax.Array:
+    """`_mix` before its last step, which leaves the upper half of the bits as it is."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    return (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

@@ -11,15 +11,16 @@ from vmaptune.rewrite._random import in_one_piece
 from vmaptune.rewrite._walk import exchanged
 
 
-def fit_for_cpu(jaxpr: Any, *, compiled_products: bool = False) -> Any:
+def fit_for_cpu(jaxpr: Any, *, compiled_products: bool = False, one_batch: bool = False) -> Any:
     """The jaxpr with products in the layout that is fast, divisions by one number as multiplications, factorisations
     one matrix at a time, and random bits in one piece.
 
-    `compiled_products` says that XLA compiles products with the program, instead of calling its library of kernels.
+    `compiled_products` says that XLA compiles products with the program, instead of calling its library of kernels,
+    `one_batch` that all lanes train on the same batch.
     """
 
     def fitted(eqn: Any) -> Any:
-        eqn = faster_product(one_at_a_time(in_one_piece(eqn)), compiled_products)
+        eqn = faster_product(one_at_a_time(in_one_piece(eqn)), compiled_products, one_batch)
         return faster_quotient(eqn)
 
     return exchanged(jaxpr, fitted)

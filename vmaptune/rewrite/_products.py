@@ -4,19 +4,22 @@ A gradient's products come in other layouts: that of a weight matrix is a sum ov
 `einsum("km,kn->mn")`, that of a layer's input a product with the transposed weights, `einsum("mk,nk->mn")`. XLA's CPU
 compiler hands them to slower loops (3 times slower at 32 examples of 8 units, 1.5 at 64 of 32), into which
 computations before it, such as the gather of a batch, are repeated. So a factor is transposed into memory beforehand;
-the barriers keep XLA from folding the transpositions into the product again. Of a weight's gradient the first factor
-is transposed: JAX puts the output's gradient there, which for a model's first and last layer is the smaller one.
+the barriers keep XLA from folding the transpositions into the product again. Of a weight's gradient the library gets
+the first factor transposed: JAX puts the output's gradient there, which for a model's first and last layer is the
+smaller one. A compiled product may have its factors exchanged, so that it comes out as the weights lie.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from vmaptune.rewrite._walk import call_instead, inner_jaxprs
 
@@ -45,6 +48,27 @@ class ProductShape:
         return not self.batch and self.lhs_order == lhs[self.contracted :] + lhs[: self.contracted] != lhs and (
             self.rhs_order == rhs
         )  # fmt: skip
+
+    @property
+    def exchanged(self) -> ProductShape:
+        """The same gradient of weights with its factors exchanged, `[*N, *M]`."""
+        lhs, rhs = self.lhs_order, self.rhs_order
+        k = self.contracted
+        return dataclasses.replace(
+            self, lhs=self.rhs, rhs=self.lhs, lhs_order=rhs[k:] + rhs[:k], rhs_order=lhs[-k:] + lhs[:-k]
+        )
+
+    @property
+    def better_exchanged(self) -> bool:
+        """Whether a gradient of weights costs less with its factors exchanged.
+
+        JAX computes it transposed, and the optimiser then reads it column by column, twice; but the factor that is to
+        be transposed beforehand may be the larger one.
+        """
+        if not self.gradient_of_weights:
+            return False
+        K, M, N = self.rows, self.exchanged.columns, self.columns
+        return K * N <= K * M + 2 * M * N
 
     @property
     def rows(self) -> int:
@@ -101,6 +125,29 @@ def product(shape: ProductShape, padding: int, lhs: jax.Array, rhs: jax.Array) -
     return (lax.optimization_barrier(out) if moved else out).reshape(*P, *M, *N)
 
 
+def gradient_of_weights(shape: ProductShape, one_batch: bool, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """The product of `shape`, a gradient of weights, by its factors exchanged.
+
+    Where all lanes have `one_batch`, only for the layer that reads it: activations lie lane beside lane there, in an
+    order that is slow to transpose.
+    """
+
+    def exchanged(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        n = rhs.ndim - shape.contracted
+        out = product(shape.exchanged, _padding(shape.exchanged), rhs, lhs)
+        return out.transpose(*range(n, out.ndim), *range(n))
+
+    def of_lanes(_: int, batched: list[bool], lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, bool]:
+        of_one = partial(product, shape, _padding(shape)) if batched[1] else exchanged
+        return jax.vmap(of_one, in_axes=[0 if each else None for each in batched])(lhs, rhs), True
+
+    if not one_batch:
+        return exchanged(lhs, rhs)
+    call = custom_vmap(exchanged)
+    call.def_vmap(of_lanes)
+    return call(lhs, rhs)
+
+
 def _in_order(array: jax.Array, order: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
     """The array with its axes in another order, in memory as well; untouched if they are in that order."""
     if order == tuple(range(array.ndim)):
@@ -119,20 +166,26 @@ def products_are_short(jaxpr: Any) -> bool:
     )
 
 
-def faster_product(eqn: Any, compiled: bool = False) -> Any:
+def faster_product(eqn: Any, compiled: bool = False, one_batch: bool = False) -> Any:
     """The equation to compute in the place of a product, equal to rounding; others as they are.
 
     Args:
       compiled: whether XLA compiles products with the program; each one is put in order then. Its library of kernels
         takes most as they are.
+      one_batch: whether all lanes train on the same batch.
     """
     shape = product_shape(eqn)
     if shape is None:
         return eqn
     if not compiled:
-        wanted, padding = shape.gradient_of_weights and shape.rows <= MOST_ROWS, 0
-    else:
-        in_order = (shape.lhs_order, shape.rhs_order) == (tuple(range(len(shape.lhs))), tuple(range(len(shape.rhs))))
-        padding = -shape.columns % VECTOR if VECTOR // 2 < shape.columns < MOST_PADDED else 0
-        wanted = not in_order or padding > 0
-    return call_instead(eqn, "product_of_rows", (product, shape, padding)) if wanted else eqn
+        wanted = shape.gradient_of_weights and shape.rows <= MOST_ROWS
+        return call_instead(eqn, "product_of_rows", (product, shape, 0)) if wanted else eqn
+    if shape.better_exchanged:
+        return call_instead(eqn, "product_of_rows", (gradient_of_weights, shape, one_batch))
+    in_order = (shape.lhs_order, shape.rhs_order) == (tuple(range(len(shape.lhs))), tuple(range(len(shape.rhs))))
+    padding = _padding(shape)
+    return eqn if in_order and not padding else call_instead(eqn, "product_of_rows", (product, shape, padding))
+
+
+def _padding(shape: ProductShape) -> int:
+    return -shape.columns % VECTOR if VECTOR // 2 < shape.columns < MOST_PADDED else 0
