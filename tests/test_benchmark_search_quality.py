@@ -64,17 +64,22 @@ def test_trapped_is_worse_by_more_than_the_spread():
 def test_rows_and_page_from_made_results():
     ours = [1.0, 1.1, 0.9, 1.0]
     values = {"zoom": ours, "random": [v + 0.5 for v in ours], "random 2x": [v + 0.2 for v in ours],
-              "random 4x": [v - 0.1 for v in ours], "sobol": [v + 0.4 for v in ours]}  # fmt: skip
+              "random 4x": [v - 0.1 for v in ours], "sobol": [v + 0.4 for v in ours[:3]]}  # fmt: skip
     records = made(values)
     records.rows["t", "random", 1]["median"] = 1.7
-    found = _judge.judged(records, [SimpleNamespace(name="t", trap=False)], list(values), 4)
+    seeds = {m: range(len(column)) for m, column in values.items()}
+    found = _judge.judged(records, [SimpleNamespace(name="t", trap=False)], list(values), seeds)
     ok = {row["name"]: row["ok"] for row in found["rows"]}
     assert ok["tasks on which the zoom beats random 2x"]
     assert not ok["tasks on which the zoom beats random 4x"]
     assert ok["mean rank of sobol less the zoom's"]
     assert found["ranks"] == {"zoom": 2, "random": 5, "random 2x": 3, "random 4x": 1, "sobol": 4}
+    assert found["tasks"]["t"]["methods"]["zoom"]["mean"] == 1.0  # of all four studies, beside three of Sobol
     page = _page.page(found)
+    assert "3 studies of each method on each, 4 of the zoom and of random search" in page
     assert "| tasks on which the zoom beats random 4x | 0 (0 of these at p < 0.05) | >= 1 of 1 | **no** |" in page
+    gain, error = _page.gains(found, "t", "sobol")  # 0.1 better in two of the three studies that both have, 0.2 in one
+    assert (gain, error) == pytest.approx((0.4 / 3 / found["tasks"]["t"]["methods"]["random"]["std"], error))
     assert _page.figure(found).startswith("<svg")
 
 

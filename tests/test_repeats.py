@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interrupted import OPTIONS, TASK, Crash, content
+from samplers import follow
 
 import vmaptune as vt
 from vmaptune.search.confirm import Budget, split_budget, split_search
@@ -181,12 +182,6 @@ def test_it_goes_on_inside_its_confirmation_to_the_same_bits(noisy, whole, tmp_p
 def test_the_sampler_confirms_as_a_study_does(whole):
     study = vt.load(whole)
     sampler = vt.Sampler(study.space, trials=120, rounds=2)
-    for row in study.trials():
-        (asked,) = sampler.ask()
-        assert (asked.trial, asked.params, asked.seed, asked.round, asked.of) == (
-            row.trial, dict(row.params), row.seed, row.round, row.of,
-        )  # fmt: skip
-        sampler.tell([(asked.trial, row.value if row.state == "COMPLETE" else math.nan)])
-    assert sampler.done
+    follow(sampler, study)
     assert sampler.best["trial"] == study.best["trial"]
     assert sampler.best["repeats"] == study.best["repeats"]

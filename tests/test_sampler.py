@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samplers import follow
 
 import vmaptune as vt
 
@@ -38,13 +39,7 @@ def train_all(sampler: vt.Sampler, n: int) -> list:
 def test_it_proposes_what_run_draws_to_the_bit(tmp_path):
     study = vt.run(EXPERIMENTS / "toy.py", trials=96, rounds=3, seed=5, out=tmp_path / "s")
     sampler = vt.Sampler(study.space, trials=96, rounds=3, seed=5)
-    for row in study.trials():
-        (asked,) = sampler.ask()
-        assert (asked.trial, asked.params, asked.seed, asked.round, asked.of) == (
-            row.trial, dict(row.params), row.seed, row.round, row.of,
-        )  # fmt: skip
-        sampler.tell([(asked.trial, row.value if row.state == "COMPLETE" else math.nan)])
-    assert sampler.done
+    follow(sampler, study)
     assert sampler.ask(5) == []
     best = sampler.best
     assert (best["trial"], best["params"], best["value"], best["value_std"], best["repeats"]) == tuple(

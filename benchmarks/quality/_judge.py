@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,13 @@ FEWER = ("gp",)  # run with fewer trials, for the comparison in the same time al
 RIVALS_IN_RANK = ("sobol", "tpe batch", "tpe")
 
 
-def judged(records: Any, works: Sequence[Any], methods: Sequence[str], seeds: int) -> dict[str, Any]:
+def judged(records: Any, works: Sequence[Any], methods: Sequence[str], seeds: Mapping[str, range]) -> dict[str, Any]:
     """The whole result: `rows` (the bars), `tasks` (the tables), `ranks`, `settings` of the run."""
     tables = {w.name: table(records, w.name, methods, seeds) for w in works}
     listed = [w.name for w in works if not w.trap]
     ranked = [m for m in methods if m not in FEWER]
-    ranks = mean_ranks(records, [w.name for w in works], ranked, seeds)
+    common = min((seeds[m] for m in ranked), key=len)
+    ranks = mean_ranks(records, [w.name for w in works], ranked, common)
     rows = []
     for rival, least in (("random 2x", 0.9), ("random 4x", 0.6)):
         if rival in methods and OURS in methods:
@@ -59,21 +60,24 @@ def judged(records: Any, works: Sequence[Any], methods: Sequence[str], seeds: in
         )  # fmt: skip
     return {
         "rows": rows, "ranks": ranks, "tasks": tables, "times": {t: records.times.get(t) for t in tables},
-        "settings": {"trials": records.trials, "seeds": seeds, "methods": list(methods), "versions": records.versions},
+        "settings": {
+            "trials": records.trials, "seeds": {m: list(s) for m, s in seeds.items()}, "methods": list(methods),
+            "versions": records.versions,
+        },
     }  # fmt: skip
 
 
-def medians(records: Any, task: str, method: str, seeds: int) -> np.ndarray:
-    return np.array([records.rows[task, method, s]["median"] for s in range(seeds)])
+def medians(records: Any, task: str, method: str, seeds: Iterable[int]) -> np.ndarray:
+    return np.array([records.rows[task, method, s]["median"] for s in seeds])
 
 
-def table(records: Any, task: str, methods: Sequence[str], seeds: int) -> dict[str, Any]:
+def table(records: Any, task: str, methods: Sequence[str], seeds: Mapping[str, range]) -> dict[str, Any]:
     """One task: what each method's setting came to, and the paired comparison with the zoom."""
     found: dict[str, Any] = {}
-    labels = [*methods, *(f"{m}, equal time" for m in methods if (task, f"{m}, equal time", 0) in records.rows)]
-    ours = medians(records, task, OURS, seeds) if OURS in methods else None
-    for label in labels:
-        rows = [records.rows[task, label, s] for s in range(seeds)]
+    timed = {f"{m}, equal time": s for m, s in seeds.items() if (task, f"{m}, equal time", s[0]) in records.rows}
+    ours = medians(records, task, OURS, seeds[OURS]) if OURS in methods else None
+    for label, studies in ({m: seeds[m] for m in methods} | timed).items():
+        rows = [records.rows[task, label, s] for s in studies]
         values = np.array([r["median"] for r in rows])
         spread = np.array([max(r["std"], 1e-12) for r in rows])
         off = np.array([r["told"] - r["mean"] for r in rows]) / spread
@@ -82,7 +86,7 @@ def table(records: Any, task: str, methods: Sequence[str], seeds: int) -> dict[s
             "off": float(np.mean(off)), "trainings": float(np.mean([r["trainings"] for r in rows])),
         }  # fmt: skip
         if ours is not None and label != OURS:
-            found[label] |= compared(ours, values)
+            found[label] |= compared(ours[: len(values)], values[: len(ours)])
     return {"methods": found}
 
 
@@ -102,7 +106,7 @@ def compared(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def mean_ranks(records: Any, tasks: Sequence[str], methods: Sequence[str], seeds: int) -> dict[str, float]:
+def mean_ranks(records: Any, tasks: Sequence[str], methods: Sequence[str], seeds: range) -> dict[str, float]:
     """The mean rank over tasks and seeds, of the methods that every study was run with; 1 is best."""
     sums = np.zeros(len(methods))
     for task in tasks:

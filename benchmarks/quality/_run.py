@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vmaptune.space import Space
 FRESH_STREAM = 10_000_000  # seeds of the last trainings, which no method has seen
 GP_TRIALS = 32  # of the Gaussian-process sampler, whose own time grows with the cube of these
 SEQUENTIAL = ("tpe", "gp", "cmaes")
+CLOSE = ("zoom", "random", "random 2x", "random 4x")  # with more studies, because the bars on them are close
 
 METHODS: dict[str, Callable[[Space, int, int], m.Method]] = {
     "zoom": lambda space, n, seed: m.zoom(space, n, seed),
@@ -72,11 +73,11 @@ class Records:
 
 
 def run_methods(
-    work: Any, records: Records, methods: Sequence[str], seeds: Iterable[int], trials: int, fresh: int, folder: Path,
-    devices: int,
+    work: Any, records: Records, methods: Sequence[str], seeds: Mapping[str, range], trials: int, fresh: int,
+    folder: Path, devices: int,
 ) -> None:  # fmt: skip
     """Every method and seed of a task that there is no record of yet."""
-    todo = [(name, s) for name in methods for s in seeds if (work.name, name, s) not in records.rows]
+    todo = [(name, s) for name in methods for s in seeds[name] if (work.name, name, s) not in records.rows]
     if not todo:
         return
     trainer = Trainer(work, folder, records.versions["value"], devices)
@@ -111,14 +112,14 @@ def again(trainer: Trainer, params: Mapping[str, Any], seed: int, fresh: int) ->
 
 
 def run_equal_time(
-    work: Any, records: Records, methods: Sequence[str], seeds: Iterable[int], trials: int, fresh: int, folder: Path,
-    devices: int,
+    work: Any, records: Records, methods: Sequence[str], seeds: Mapping[str, range], trials: int, fresh: int,
+    folder: Path, devices: int,
 ) -> None:  # fmt: skip
     """What the samplers that go one at a time have found in the time of a whole zoom study."""
     times = records.times[work.name]
     trainer: Trainer | None = None
     for name in (name for name in SEQUENTIAL if name in methods):
-        for seed in seeds:
+        for seed in seeds[name]:
             label = f"{name}, equal time"
             if (work.name, label, seed) in records.rows:
                 continue
