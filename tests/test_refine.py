@@ -160,10 +160,9 @@ def test_shrinking_by_hand():
 
 def test_settings_that_seeds_cannot_tell_apart_have_even_chances_and_one_that_stands_out_has_all():
     rng = np.random.default_rng(1)
-    scored = [Scored(i, {"a": i / 10, "b": 0.1, "c": 0.5}, 1.0) for i in range(4)]
-    same = settle(SPACE, scored, {i: list(1 + rng.normal(0, 1, 200)) for i in range(4)})
+    same = settle({i: list(1 + rng.normal(0, 1, 200)) for i in range(4)})
     assert max(c.chance for c in same) < 0.7
-    apart = settle(SPACE, scored, {i: list(i + rng.normal(0, 0.01, 4)) for i in range(4)})
+    apart = settle({i: list(i + rng.normal(0, 0.01, 4)) for i in range(4)})
     assert [c.trial for c in apart] == [0, 1, 2, 3]
     assert apart[0].chance > 0.99
     assert sum(c.chance for c in apart) == pytest.approx(1.0)
@@ -175,19 +174,19 @@ def test_the_expected_value_has_no_winners_curse():
     for _ in range(400):
         true = rng.normal(0, 0.5, 8)
         repeats = {i: list(t + rng.normal(0, 1, 4)) for i, t in enumerate(true)}
-        won: Confirmed = settle(SPACE, [Scored(i, {}, 0.0) for i in range(7)], repeats)[0]
+        won: Confirmed = settle(repeats)[0]
         plain.append(won.mean - true[won.trial])
         shrunk.append(won.expected - true[won.trial])
     assert np.mean(plain) < -0.3
     assert abs(np.mean(shrunk)) < 0.15
 
 
-def test_a_finalist_that_failed_comes_last_whatever_is_expected_of_it():
-    scored = trials(SPACE, 40, 1, bowl)
-    best = sorted(scored, key=lambda s: s.value)[:2]
-    ranked = settle(SPACE, scored, {best[0].trial: [0.0, math.nan], best[1].trial: [0.5, 0.5]})
-    assert [c.trial for c in ranked] == [best[1].trial, best[0].trial]
-    assert ranked[1].chance == 0.0
+def test_a_finalist_that_failed_comes_last_and_one_of_the_last_wave_first():
+    ranked = settle({4: [0.0, math.nan], 5: [0.5, 0.5], 6: [0.1, 0.3]})
+    assert [c.trial for c in ranked] == [6, 5, 4]
+    assert ranked[2].chance == 0.0
+    ranked = settle({4: [0.0, 0.1], 5: [0.5, 0.5, 0.3], 6: [0.6, 0.3, 0.6]})
+    assert [c.trial for c in ranked] == [5, 6, 4]
 
 
 def test_a_surrogate_of_one_point_repeated_does_not_fail():

@@ -93,7 +93,7 @@ def test_it_finds_the_best_and_zooms():
     train_all(sampler, 50)
     assert sampler.best["params"]["x"] == pytest.approx(0.3, abs=0.15)
     assert sampler.best["params"]["n"] == 1
-    assert sampler.best["repeats"] == 4
+    assert sampler.best["repeats"] == 8  # two in each wave but the last, which takes what is left
     widths = [s["x"].high - s["x"].low for s in sampler.spaces]
     assert widths == sorted(widths, reverse=True)
 

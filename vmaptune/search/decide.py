@@ -2,7 +2,7 @@
 
 The value of a single training is partly its seed's luck, and the best of hundreds is the luckiest. So the settings to
 confirm are chosen by the surrogate, in which a value that its neighbours do not share counts as noise, and the winner
-by the surrogate of the search and the fresh repeats together.
+by fresh repeats alone: the surrogate cannot tell its favourites apart, as they lie side by side.
 """
 
 from __future__ import annotations
@@ -34,25 +34,26 @@ def shortlist(first: Space, scored: Sequence[Scored], k: int) -> list[Scored]:
     return [by_trial[s.trial] for s in finalists(smooth, k)]
 
 
-def settle(first: Space, scored: Sequence[Scored], repeats: Mapping[int, Sequence[float]]) -> list[Confirmed]:
+def settle(repeats: Mapping[int, Sequence[float]]) -> list[Confirmed]:
     """The finalists, best first, from their repeats on fresh seeds: trial -> values.
 
-    In the order of what the surrogate of all trainings expects; one with a repeat that is not finite comes last. With
-    fewer than eight finite trials, by the mean of the repeats. Each has its chance of being the best, and the value to
-    expect of it: the mean of its repeats, drawn towards that of all finalists as far as their differences can be the
-    seeds' (empirical Bayes), so that the winner's is not too good.
+    By the mean of the repeats, those that were in the last wave first; one with a repeat that is not finite comes
+    last. Each has its chance of being the best, and the value to expect of it: the mean of its repeats, drawn towards
+    that of all finalists as far as their differences can be the seeds' (empirical Bayes), so that the winner's is not
+    too good.
 
     Source: James and Stein (1961); Efron and Morris (1975), with the variance between finalists estimated by moments.
     """
-    ranked = rank(repeats)
     likely, expected = chances(repeats), shrunken(repeats)
-    params = {s.trial: s.params for s in scored}
-    if len(best(scored, LEAST_TRIALS)) >= LEAST_TRIALS:
-        again = [Scored(-1, params[t], v) for t, values in repeats.items() for v in values]
-        means = surrogate(first, [*again, *scored]).mean([params[c.trial] for c in ranked])
-        place = {c.trial: float(m) for c, m in zip(ranked, means, strict=True)}
-        ranked = sorted(ranked, key=lambda c: (c.infeasible > 0, c.infeasible, place[c.trial], c.trial))
+    still_in = set(last_wave({t: v for t, v in repeats.items() if np.isfinite(v).all()}))
+    ranked = sorted(rank(repeats), key=lambda c: (c.infeasible > 0, c.trial not in still_in))
     return [replace(c, expected=expected[c.trial], chance=likely[c.trial]) for c in ranked]
+
+
+def last_wave(repeats: Mapping[int, Sequence[float]]) -> list[int]:
+    """The finalists that are still in: those with the most repeats."""
+    most = max(map(len, repeats.values()), default=0)
+    return [t for t, values in repeats.items() if len(values) == most]
 
 
 def seed_spread(repeats: Mapping[int, Sequence[float]]) -> float:

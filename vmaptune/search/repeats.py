@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from vmaptune.search.confirm import Budget
-from vmaptune.search.decide import chances, seed_spread
+from vmaptune.search.decide import chances, last_wave, seed_spread
 from vmaptune.search.refine import LEAST_TRIALS, surrogate
 from vmaptune.search.zoom import Scored, best
 from vmaptune.space import Space
@@ -60,46 +60,28 @@ def first_repeats(budget: Budget) -> int:
 
 
 def more_repeats(values: Mapping[int, Sequence[float]], left: int) -> dict[int, int]:
-    """How many of the `left` trainings each finalist gets, by trial: more the closer it is to the best.
+    """How many more trainings each finalist gets in the next wave, by trial: the better half of the last wave's, each
+    as many, so that all waves down to the last two settings cost about the same; the last wave takes all that is left.
 
     None at all where one of them is the best for sure (95 %), or where only one is left. A setting of which a repeat
     was not finite is out.
 
     Args:
-      values: the repeats so far of each finalist, by trial.
+      values: the repeats so far of each finalist, by trial; those of the last wave have the most.
+      left: trainings that this wave and those after it may take.
 
-    Source: Chen, Lin, Yücesan and Chick, Simulation budget allocation for further enhancing the efficiency of ordinal
-    optimization (2000), theorem 1, with one spread for all settings; a difference smaller than its standard error
-    counts as that.
+    Source: sequential halving, Karnin, Koren and Somekh, Almost optimal exploration in multi-armed bandits (2013),
+    algorithm 1; here a setting's earlier repeats count too.
     """
     finite = {t: v for t, v in values.items() if len(v) and np.isfinite(v).all()}
-    spread = seed_spread(finite)
-    if left < 1 or len(finite) < 2 or not spread > 0 or max(chances(finite).values()) >= SURE:
+    if left < 1 or len(finite) < 2 or not seed_spread(finite) > 0 or max(chances(finite).values()) >= SURE:
         return {}
-    trials = list(finite)
-    n = np.array([len(v) for v in finite.values()], np.float64)
-    means = np.array([np.mean(v) for v in finite.values()])
-    leader = int(means.argmin())
-    apart = np.maximum((means - means[leader]) ** 2, spread**2 * (1 / n + 1 / n[leader]))
-    weight = 1 / apart
-    weight[leader] = 0.0
-    weight[leader] = math.sqrt(float((weight**2).sum()))
-    more = _filled(weight, n, left)
-    return {t: int(m) for t, m in zip(trials, more, strict=True) if m}
-
-
-def _filled(weight: np.ndarray, n: np.ndarray, left: int) -> np.ndarray:
-    """What each gets of `left` so that `n` and that together are as `weight`; what has too much already gets none."""
-    short = np.ones(len(n), bool)
-    while True:
-        share = np.where(short, weight, 0.0)
-        more = share / share.sum() * (n[short].sum() + left) - n
-        if (more[short] >= 0).all():
-            break
-        short &= more >= 0
-    more = np.where(short, more, 0.0)
-    whole = np.floor(more + 1e-9)
-    rest = left - int(whole.sum())
-    for i in np.argsort(-(more - whole), kind="stable")[:rest]:
-        whole[i] += 1
-    return whole
+    field = last_wave(finite)
+    if len(field) == 1:  # the others of its wave went wrong
+        field = list(finite)
+    kept = sorted(field, key=lambda t: (float(np.mean(finite[t])), t))[: max(2, math.ceil(len(field) / 2))]
+    waves = max(1, math.ceil(math.log2(len(kept))))
+    share = left if waves == 1 else max(len(kept), left // waves)
+    each, more = divmod(min(share, left), len(kept))
+    found = {t: each + (i < more if waves == 1 or not each else 0) for i, t in enumerate(kept)}
+    return {t: n for t, n in found.items() if n}

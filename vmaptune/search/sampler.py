@@ -213,7 +213,7 @@ class Sampler:
         if not wave:
             self.done = True
             if self._round >= len(self.budget.rounds):
-                self.ranked = settle(self.space, self._scored(range(self._searched)), self._repeats())
+                self.ranked = settle(self._repeats())
 
     def _draw(self, number: int) -> None:
         so_far = self._scored(range(len(self._trials)))

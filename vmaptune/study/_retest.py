@@ -146,7 +146,7 @@ class Retest(StudyRun):
         for row in rounds.train(rounds.add("confirm", None, again), keep=True):
             assert row.of is not None
             values.setdefault(row.of, []).append(rounds.scored(row).value)
-        ranked = settle(self.first, standings, values)
+        ranked = settle(values)
         by_trial = {s.trial: s for s in (*old, *chosen)}
         champion = next(by_trial[c.trial] for c in ranked if by_trial[c.trial] in old)
         rival = next((by_trial[c.trial] for c in ranked if by_trial[c.trial] not in old), None)

@@ -119,7 +119,7 @@ class Search:
             left = study.budget.finalists * study.budget.repeats - sum(map(len, values.values()))
             wave = {} if study.pace else more_repeats(values, left)
         study.counts.trials = len(study.training.rows)  # fewer, where the winner was sure before
-        ranked = settle(study.first, standings, values)
+        ranked = settle(values)
         study.rounds.decide("confirm", {"ranked": [c.trial for c in ranked], "chances": [c.chance for c in ranked]})
         return next(s for s in standings if s.trial == ranked[0].trial), ranked
 
