@@ -135,7 +135,7 @@ class CrashInRound(Crash):
 
 
 @pytest.mark.parametrize(
-    ("number", "n", "every"), [(0, 1, 60), (1, 2, 0), (2, 3, 0), (3, 1, 60), (4, 2, 60), (4, 1, 0)]
+    ("number", "n", "every"), [(0, 1, 60), (1, 2, 0), (2, 3, 0), (3, 1, 60), (4, 2, 60), (5, 2, 0)]
 )
 def test_a_retest_that_was_interrupted_goes_on_as_one(old, noisy, whole, tmp_path, number, n, every):
     with pytest.raises(MemoryError):

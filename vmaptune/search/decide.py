@@ -50,6 +50,19 @@ def settle(repeats: Mapping[int, Sequence[float]]) -> list[Confirmed]:
     return [replace(c, expected=expected[c.trial], chance=likely[c.trial]) for c in ranked]
 
 
+def smoothed(first: Space, scored: Sequence[Scored], repeats: Mapping[int, Sequence[float]]) -> list[int]:
+    """Settings with repeats, best first by what the surrogate of the search and of the repeats expects; one with a
+    repeat that is not finite comes last. With fewer than eight finite trials, by the mean of the repeats."""
+    ranked = rank(repeats)
+    if len(best(scored, LEAST_TRIALS)) >= LEAST_TRIALS:
+        params = {s.trial: s.params for s in scored}
+        again = [Scored(-1, params[t], v) for t, values in repeats.items() for v in values]
+        means = surrogate(first, [*again, *scored]).mean([params[c.trial] for c in ranked])
+        place = {c.trial: float(m) for c, m in zip(ranked, means, strict=True)}
+        ranked = sorted(ranked, key=lambda c: (c.infeasible > 0, c.infeasible, place[c.trial], c.trial))
+    return [c.trial for c in ranked]
+
+
 def last_wave(repeats: Mapping[int, Sequence[float]]) -> list[int]:
     """The finalists that are still in: those with the most repeats."""
     most = max(map(len, repeats.values()), default=0)

@@ -17,7 +17,7 @@ import numpy as np
 
 from vmaptune.errors import InputError, StudyError
 from vmaptune.search.confirm import Budget, rank
-from vmaptune.search.decide import settle, shortlist
+from vmaptune.search.decide import shortlist, smoothed
 from vmaptune.search.refine import propose, rows_of
 from vmaptune.search.verdict import BATCH, LEVEL, MARGIN, MOVED, STILL_BEST, UNCLEAR, Comparison, compare
 from vmaptune.search.zoom import Scored, slice_of, zoom
@@ -146,10 +146,10 @@ class Retest(StudyRun):
         for row in rounds.train(rounds.add("confirm", None, again), keep=True):
             assert row.of is not None
             values.setdefault(row.of, []).append(rounds.scored(row).value)
-        ranked = settle(values)
+        ranked = smoothed(self.first, standings, values)
         by_trial = {s.trial: s for s in (*old, *chosen)}
-        champion = next(by_trial[c.trial] for c in ranked if by_trial[c.trial] in old)
-        rival = next((by_trial[c.trial] for c in ranked if by_trial[c.trial] not in old), None)
+        champion = next(by_trial[t] for t in ranked if by_trial[t] in old)
+        rival = next((by_trial[t] for t in ranked if by_trial[t] not in old), None)
         if rival is not None and not np.isfinite(values[rival.trial]).any():
             rival = None
         return champion, rival, values
