@@ -42,7 +42,7 @@ class Group:
     capacity: int  # the most of its lanes that may live at once, were it alone
     step_seconds: float  # of one trial's step where all devices are busy, guessed from its operations
     _program: Program | None = None
-    evaluate_seconds: float = 0.0  # of one call
+    evaluate_seconds: float | None = None  # of one call; timed when nothing else computes
 
     @property
     def program(self) -> Program:
@@ -134,7 +134,6 @@ class Groups:
             return False
         group._program = self._compiling.pop(group.number).result()
         self.counts.compilations += 1
-        group.evaluate_seconds = _evaluate_seconds(group.program)
         self._write(group)
         return True
 
@@ -161,6 +160,14 @@ class Groups:
         waited = time.perf_counter() - started
         self.counts.seconds["compile"] += waited
         return waited
+
+    def time_evaluations(self) -> None:
+        """Times an evaluation of each group whose program has come since the last time. Beside a compiler it would seem
+        to take a multiple of it."""
+        self._settle()
+        for group in self:
+            if group._program is not None and group.evaluate_seconds is None:
+                group.evaluate_seconds = _evaluate_seconds(group._program)
 
     def _settle(self) -> None:
         """Waits for all programs that compile in the background."""

@@ -113,11 +113,12 @@ class Training:
             self.saving.between_calls(self.snapshot, self.settle, busy=busy)
         self.counts.lanes = ()
         spent = time.perf_counter() - started - self._waited
+        self.groups.time_evaluations()
         evaluating = 0.0
         for group in self.groups:
             if group.number in self.lanes:
                 lanes = self.lanes[group.number]
-                evaluating += lanes.calls * group.evaluate_seconds
+                evaluating += lanes.calls * (group.evaluate_seconds or 0.0)
                 self.counts.count_lanes(lanes)
         self.counts.seconds["train"] += spent - min(spent, evaluating)
         self.counts.seconds["evaluate"] += min(spent, evaluating)
