@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 from vmaptune.engine.lanes import Lanes
 
 BEAT = 1.0  # seconds
+GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Progress:
 
 
 class Listener(Protocol):
-    """What watches a study run; called on the host between segments. An OSError of it is the end of its watching."""
+    """What watches a study run; called on the host between segments. Where it writes to a terminal or a pipe that is
+    gone, that is the end of its watching; any other error of it ends the study."""
 
     def progress(self, progress: Progress) -> None: ...
 
@@ -61,8 +64,8 @@ class Silent:
 
 
 class Heard:
-    """A listener that may go away: a terminal that was closed, a pipe that nobody reads, a log on a full disk. After
-    its first OSError it is told nothing more, and the study goes on."""
+    """A listener that may go away: a terminal that was closed, a pipe that nobody reads. It is told nothing
+    more then, and the study goes on."""
 
     def __init__(self, listener: Listener):
         self._listener, self._gone = listener, False
@@ -88,7 +91,9 @@ class Heard:
             return
         try:
             method(*what)
-        except OSError:
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
             self._gone = True
 
 
