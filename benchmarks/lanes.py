@@ -126,13 +126,13 @@ def replace_every(program: Any, every: int) -> Any:
 
 def halving(quick: bool, folder: Path) -> Iterator[Row]:
     tasks = {
-        "digits MLP": (EXPERIMENTS / "digits_mlp.py", {"trials": 256, "rounds": 3, "set": "width=64"}, 15),
-        "digits CNN": (EXPERIMENTS / "digits_cnn.py", {"trials": 96, "rounds": 2}, 8),
+        "digits MLP": (EXPERIMENTS / "digits_mlp.py", {"trials": 256, "rounds": 3, "set": "width=64"}),
+        "digits CNN": (EXPERIMENTS / "digits_cnn.py", {"trials": 96, "rounds": 2}),
     }
-    for name, (experiment, options, min_steps) in tasks.items():
+    for name, (experiment, options) in tasks.items():
         found: dict[str, list[dict[str, Any]]] = {"full": [], "halving": []}
         for seed in range(2 if quick else 5):
-            for how, more in (("full", {}), ("halving", {"halving": f"eta=3,min_steps={min_steps}", "lanes": 64})):
+            for how, more in (("full", {}), ("halving", {"halving": "eta=3", "lanes": 64})):
                 out = folder / f"{name}-{how}-{seed}"
                 found[how].append(run(experiment, out, seed=seed, **options, **more))
         errors = {how: np.array([r["best"]["value"] for r in results]) for how, results in found.items()}

@@ -27,7 +27,7 @@ from vmaptune.search.halving import (
 SYNCHRONOUS = ("sync", "hyperband")
 STOPPING = ("none", "asha", *SYNCHRONOUS, "median")
 DEFAULT_ETA = 3
-DEFAULT_RUNGS = 3  # below the end, where `min_steps` is not given: steps / eta^3
+DEFAULT_RUNGS = 2  # below the end, where `min_steps` is not given: steps / eta^2
 LANES = 64  # where nothing else is said: more lanes start more trials before a rung has results to judge by
 LEAST_CALLS = 4
 
