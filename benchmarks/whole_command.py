@@ -56,10 +56,9 @@ def whole_command(trials: int) -> list[dict]:
     most = 1.5 * training + 10
     target = f"at most 1.5 × {training:.1f} s of training alone + 10 s"
     return [
-        row(
-            f"seconds of the whole command, {what}", seconds, target, seconds <= most, most=most, parts=result["seconds"], model_steps=result["model_steps"], trials=trials,
-            us_per_model_step=training / result["model_steps"] * 1e6,
-        )
+        row(f"seconds of the whole command, {what}", seconds, target, seconds <= most, most=most,
+            parts=result["seconds"], model_steps=result["model_steps"], trials=trials,
+            us_per_model_step=training / result["model_steps"] * 1e6)
         for what, (seconds, result) in zip(("nothing cached", "again"), runs, strict=True)
     ]  # fmt: skip
 
