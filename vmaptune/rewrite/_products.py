@@ -25,6 +25,7 @@ from vmaptune.rewrite._walk import call_instead, inner_jaxprs
 
 VECTOR = 8  # columns that a compiled product takes at once; the rest of a row goes one by one
 MOST_PADDED = 64  # columns, above which the rest is a small part
+SLOW = 5  # times as long, transposing what lies lane beside lane
 MOST_ROWS = 512  # above, copying the first factor takes what XLA's library of kernels gains by it
 
 
@@ -58,9 +59,9 @@ class ProductShape:
             self, lhs=self.rhs, rhs=self.lhs, lhs_order=rhs[k:] + rhs[:k], rhs_order=lhs[-k:] + lhs[:-k]
         )
 
-    @property
-    def better_exchanged(self) -> bool:
-        """Whether a gradient of weights costs less with its factors exchanged.
+    def better_exchanged(self, slow: int = 1) -> bool:
+        """Whether a gradient of weights costs less with its factors exchanged, of which transposing the other one takes
+        `slow` times as long.
 
         JAX computes it transposed, and the optimiser then reads it column by column, twice; but the factor that is to
         be transposed beforehand may be the larger one.
@@ -68,7 +69,7 @@ class ProductShape:
         if not self.gradient_of_weights:
             return False
         K, M, N = self.rows, self.exchanged.columns, self.columns
-        return K * N <= K * M + 2 * M * N
+        return slow * K * N <= K * M + 2 * M * N
 
     @property
     def rows(self) -> int:
@@ -128,8 +129,8 @@ def product(shape: ProductShape, padding: int, lhs: jax.Array, rhs: jax.Array) -
 def gradient_of_weights(shape: ProductShape, one_batch: bool, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """The product of `shape`, a gradient of weights, by its factors exchanged.
 
-    Where all lanes have `one_batch`, only for the layer that reads it: activations lie lane beside lane there, in an
-    order that is slow to transpose.
+    Where all lanes have `one_batch`, activations lie lane beside lane, in an order that is slow to transpose: there,
+    only for the layer that reads the batch, or where that costs less all the same.
     """
 
     def exchanged(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -137,8 +138,9 @@ def gradient_of_weights(shape: ProductShape, one_batch: bool, lhs: jax.Array, rh
         out = product(shape.exchanged, _padding(shape.exchanged), rhs, lhs)
         return out.transpose(*range(n, out.ndim), *range(n))
 
-    def of_lanes(_: int, batched: list[bool], lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, bool]:
-        of_one = partial(product, shape, _padding(shape)) if batched[1] else exchanged
+    def of_lanes(lanes: int, batched: list[bool], lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, bool]:
+        plain = batched[1] and not shape.better_exchanged(1 if lanes == 1 else SLOW)
+        of_one = partial(product, shape, _padding(shape)) if plain else exchanged
         return jax.vmap(of_one, in_axes=[0 if each else None for each in batched])(lhs, rhs), True
 
     if not one_batch:
@@ -180,7 +182,7 @@ def faster_product(eqn: Any, compiled: bool = False, one_batch: bool = False) ->
     if not compiled:
         wanted = shape.gradient_of_weights and shape.rows <= MOST_ROWS
         return call_instead(eqn, "product_of_rows", (product, shape, 0)) if wanted else eqn
-    if shape.better_exchanged:
+    if shape.better_exchanged():
         return call_instead(eqn, "product_of_rows", (gradient_of_weights, shape, one_batch))
     in_order = (shape.lhs_order, shape.rhs_order) == (tuple(range(len(shape.lhs))), tuple(range(len(shape.rhs))))
     padding = _padding(shape)
