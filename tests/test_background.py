@@ -88,9 +88,12 @@ def test_others_train_while_programs_compile_and_no_bit_hangs_on_how_long(file, 
     vt.run(file, out=tmp_path / "s", listener=Told(heard), **OPTIONS | HOW[how])
     assert sorted(early) == list(range(COMPILERS))
     assert content(tmp_path / "s") == content(whole(how))
-    groups = vt.load(tmp_path / "s").ledger.groups()
+    study = vt.load(tmp_path / "s")
+    groups, programs = study.ledger.groups(), study.result["programs"]
     assert len(groups) == len(WIDTHS)
     assert all(group.compile_seconds > 0 for group in groups)
+    assert sorted(program["static"]["width"] for program in programs) == WIDTHS
+    assert all(program["compile_seconds"] > 0 for program in programs)
 
 
 @pytest.mark.parametrize("how", HOW)
