@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from vmaptune.store.ledger import Ledger
 from vmaptune.study import resume
 from vmaptune.study._groups import Groups
 from vmaptune.study._population import Population
+from vmaptune.study._saving import Saving
 from vmaptune.study._training import Training
 
 POPULATION = OPTIONS | {"method": "pbt", "trials": 12}
@@ -124,8 +126,9 @@ def test_nobody_needs_to_listen(file, reference, tmp_path):
 
 
 @pytest.mark.parametrize("save_every", [0, 60])
-def test_asked_twice_it_stops_now_and_can_be_gone_on_with(file, reference, tmp_path, save_every):
+def test_asked_twice_it_stops_now_and_can_be_gone_on_with(file, reference, tmp_path, monkeypatch, save_every):
     out = tmp_path / "s"
+    monkeypatch.setattr(Saving, "before_a_wait", lambda *_: None)  # whether a program is waited for is up to the clock
     points: list[int] = []
 
     def twice() -> None:
@@ -156,8 +159,16 @@ def nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_a_directory_that_turns_read_only(file, reference, tmp_path):
-    out = tmp_path / "s"
+@pytest.fixture
+def seen_by_all() -> Iterator[Path]:
+    """A folder that others may look into, as pytest's are not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_a_directory_that_turns_read_only(file, reference, seen_by_all):
+    out = seen_by_all / "s"
 
     with contextlib.ExitStack() as rights:
 
