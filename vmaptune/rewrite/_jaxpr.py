@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from vmaptune.rewrite._choose import default_choice
+from vmaptune.rewrite._columns import short_rows_in_columns
 from vmaptune.rewrite._convolution import ConvShape, convolve
 from vmaptune.rewrite._picking import pick, pick_shape
 from vmaptune.rewrite._pooling import PoolShape, pool, poolable
-from vmaptune.rewrite._walk import call_instead, inner_jaxprs, with_exchanged
+from vmaptune.rewrite._walk import call_instead, exchanged, inner_jaxprs, rewritten
 
 CONVOLUTION = "conv_general_dilated"
 POOLS = {"reduce_window_max": "max", "reduce_window_sum": "sum"}
@@ -37,7 +39,11 @@ def with_fast_convolutions(
     """
     choice = choose if choose is not None else default_choice
 
-    return with_exchanged(function, lambda eqn: _faster(eqn, choice, pools))
+    def rewrite(jaxpr: Any) -> Any:
+        fast = exchanged(jaxpr, lambda eqn: _faster(eqn, choice, pools))
+        return short_rows_in_columns(fast) if jax.default_backend() == "cpu" else fast
+
+    return rewritten(function, rewrite)
 
 
 def find_convolutions(closed_jaxpr: Any) -> list[ConvShape]:

@@ -29,7 +29,12 @@ def exchanged(jaxpr: Any, exchange: Exchange) -> Any:
 
 
 def with_exchanged(function: Callable[..., Any], exchange: Exchange) -> Callable[..., Any]:
-    """`function` with the equations of its jaxpr exchanged.
+    """`function` with the equations of its jaxpr exchanged, as `rewritten` is."""
+    return rewritten(function, lambda jaxpr: exchanged(jaxpr, exchange))
+
+
+def rewritten(function: Callable[..., Any], rewrite: Callable[[Any], Any]) -> Callable[..., Any]:
+    """`function` with its jaxpr rewritten.
 
     The JAX arrays among the arguments are traced, at each call, as `jax.jit` traces them; everything else (numbers,
     strings, NumPy arrays) reaches `function` as it is.
@@ -52,7 +57,7 @@ def with_exchanged(function: Callable[..., Any], exchange: Exchange) -> Callable
             return [leaf for leaf in out if isinstance(leaf, jax.Array)]
 
         closed = jax.make_jaxpr(flat)(*(leaves[i] for i in traced))
-        jaxpr = exchanged(closed.jaxpr, exchange)
+        jaxpr = rewrite(closed.jaxpr)
         arrays = iter(jax.core.eval_jaxpr(jaxpr, closed.consts, *(leaves[i] for i in traced)))
         return jax.tree.unflatten(trees[0], [next(arrays) if leaf is None else leaf for leaf in rest])
 
@@ -82,24 +87,29 @@ def call_instead(eqn: Any, name: str, implementation: tuple[Any, ...]) -> Any:
     return new.replace(invars=eqn.invars, outvars=eqn.outvars, source_info=eqn.source_info, ctx=eqn.ctx)
 
 
-def _equation(eqn: Any, exchange: Exchange) -> Any:
-    new = exchange(eqn)
-    if new is not eqn or eqn.primitive.name not in CALLS:
-        return new
-    params = {name: _param(value, exchange) for name, value in eqn.params.items()}
+def with_inner(eqn: Any, rewrite: Callable[[Any], Any]) -> Any:
+    """The equation with each of the jaxprs that it computes rewritten; the same object if none changes."""
+    if eqn.primitive.name not in CALLS:
+        return eqn
+    params = {name: _param(value, rewrite) for name, value in eqn.params.items()}
     if all(params[name] is value for name, value in eqn.params.items()):
         return eqn
     return eqn.replace(params=params)
 
 
-def _param(value: Any, exchange: Exchange) -> Any:
+def _equation(eqn: Any, exchange: Exchange) -> Any:
+    new = exchange(eqn)
+    return new if new is not eqn else with_inner(eqn, lambda jaxpr: exchanged(jaxpr, exchange))
+
+
+def _param(value: Any, rewrite: Callable[[Any], Any]) -> Any:
     if isinstance(value, core.ClosedJaxpr):
-        jaxpr = exchanged(value.jaxpr, exchange)
+        jaxpr = rewrite(value.jaxpr)
         return value if jaxpr is value.jaxpr else value.replace(jaxpr=jaxpr)
     if isinstance(value, core.Jaxpr):
-        return exchanged(value, exchange)
+        return rewrite(value)
     if isinstance(value, (tuple, list)):
-        new = [_param(v, exchange) for v in value]
+        new = [_param(v, rewrite) for v in value]
         return value if all(a is b for a, b in zip(new, value, strict=True)) else type(value)(new)
     return value
 

@@ -1,0 +1,70 @@
+"""Rows of a few entries, as a classifier's logits are, in an order of memory in which reducing them is fast.
+
+A vector of a CPU holds 8 or 16 numbers. Ten classes that lie innermost fill none, so the largest logit, the
+exponentials, their sum and the gradient are computed almost number by number (a quarter of the step of a small
+classifier); with the examples innermost, each of them fills vectors. A constraint on the array whose rows are
+reduced is enough: XLA's layout assignment hands it on to everything elementwise around it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.extend import core
+
+try:
+    from jax.experimental.layout import Layout, with_layout_constraint
+except ImportError:  # a JAX that has them elsewhere: rows stay as they are
+    Layout = None  # type: ignore[assignment, misc]
+
+from vmaptune.rewrite._walk import inner_jaxprs, with_inner
+
+FEW = 16  # entries, as many as a vector holds
+OF_ROWS = {"reduce_max", "reduce_min", "argmax", "argmin"}  # where a softmax or a choice begins
+CONSTRAINT = "layout_constraint"
+ALIKE = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call"}  # as inlined
+
+
+def short_rows_in_columns(jaxpr: Any) -> Any:
+    """The jaxpr with arrays whose short rows are reduced laid column by column; the same object if there are none."""
+    wanted = _reduced(jaxpr) if Layout is not None else set()
+    eqns = []
+    for old in jaxpr.eqns:
+        eqn = with_inner(old, short_rows_in_columns)
+        constraints = []
+        for i, var in enumerate(eqn.outvars):
+            if var in wanted and eqn.primitive.name != CONSTRAINT:
+                traced = jax.make_jaxpr(_in_columns)(jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype)).jaxpr
+                (inside,), (constraint,) = traced.invars, traced.eqns
+                eqn = eqn.replace(outvars=[*eqn.outvars[:i], inside, *eqn.outvars[i + 1 :]])
+                constraints.append(constraint.replace(outvars=[var], source_info=old.source_info, ctx=old.ctx))
+        eqns += [eqn, *constraints]
+    same = len(eqns) == len(jaxpr.eqns) and all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True))
+    return jaxpr if same else jaxpr.replace(eqns=eqns)
+
+
+def _reduced(jaxpr: Any) -> set[Any]:
+    """The variables of a jaxpr, its arguments among them, whose short rows it reduces."""
+    found: set[Any] = set()
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in OF_ROWS and _has_short_rows(eqn):
+            found.add(eqn.invars[0])
+        for inner in inner_jaxprs(eqn) if eqn.primitive.name in ALIKE else ():
+            reduced = _reduced(inner)
+            pairs = zip(eqn.invars, inner.invars, strict=True)
+            found |= {outer for outer, mine in pairs if mine in reduced and not isinstance(outer, core.Literal)}
+    return found
+
+
+def _has_short_rows(eqn: Any) -> bool:
+    if isinstance(eqn.invars[0], core.Literal):
+        return False
+    aval = eqn.invars[0].aval
+    last = aval.ndim - 1
+    return last > 0 and tuple(eqn.params["axes"]) == (last,) and 1 < aval.shape[last] <= min(FEW, aval.shape[last - 1])
+
+
+def _in_columns(array: jax.Array) -> jax.Array:
+    n = array.ndim
+    return with_layout_constraint(array, Layout((*range(n - 2), n - 1, n - 2)))
