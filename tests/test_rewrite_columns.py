@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmaptune.rewrite import fit_for_cpu, with_fast_convolutions
+from vmaptune.rewrite import fit_for_cpu, weights_in_columns, with_fast_convolutions
 from vmaptune.rewrite._columns import short_rows_in_columns
 
 
@@ -96,3 +96,29 @@ def test_what_lies_in_columns_is_left_alone():
 def test_without_layouts_rows_stay_as_they_are(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("vmaptune.rewrite._columns.Layout", None)
     assert constrained(lambda x: jax.nn.softmax(x + 1), normal(0, 64, 10)) == []
+
+
+def test_weights_whose_rows_fill_no_vector_lie_in_columns_in_a_whole_loop():
+    tree = {"last": normal(0, 64, 10), "first": normal(1, 64, 32), "narrow": normal(2, 8, 10), "bias": normal(3, 10)}
+
+    def train(laid):
+        def body(_, tree):
+            return laid(jax.tree.map(lambda x: x - 0.1 * jnp.sqrt(1 + x * x), laid(tree)))
+
+        return jax.jit(lambda tree, n: jax.lax.fori_loop(0, n, body, tree)).lower(tree, 3).compile()
+
+    def carried(program):
+        (carry,) = set(re.findall(r"= \((s32\[\].*?)\) while\(", program.as_text()))
+        return {(shape, layout) for shape, layout in re.findall(r"f32\[([\d,]+)\]\{([\d,]+)\}", carry)}
+
+    columns, rows = train(weights_in_columns), train(lambda tree: tree)
+    assert carried(columns) == {("64,10", "0,1"), ("64,32", "1,0"), ("8,10", "1,0"), ("10", "0")}
+    assert ("64,10", "1,0") in carried(rows)
+    for name, value in columns(tree, 3).items():
+        np.testing.assert_array_equal(value, rows(tree, 3)[name])
+
+
+def test_keys_and_counts_stay_as_they_are():
+    tree = {"n": jnp.int32(3), "words": jnp.ones((64, 10), jnp.uint32), "w": normal(0, 64, 10)}
+    for name, value in jax.jit(weights_in_columns)(tree).items():
+        np.testing.assert_array_equal(value, tree[name])

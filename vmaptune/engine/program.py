@@ -25,7 +25,7 @@ from vmaptune.engine.compiling import compiled, products_are_compiled
 from vmaptune.engine.devices import lane_mesh
 from vmaptune.engine.plan import Costs, Plan
 from vmaptune.errors import InputError
-from vmaptune.rewrite import fit_for_cpu, products_are_short, with_fast_convolutions
+from vmaptune.rewrite import fit_for_cpu, products_are_short, weights_in_columns, with_fast_convolutions
 from vmaptune.task import Hyperparameters, Task
 
 SharedArrays = dict[tuple[int, Any], tuple[Any, Any]]
@@ -425,8 +425,9 @@ def _training(functions: LaneFunctions, uneven: bool) -> Tile:
 
     def step(given: Any, lane: Any, arrays: Any, seed: Any, limit: Any) -> Any:
         (state, done, bad, total), (consts, alike) = lane, given
-        new, loss = functions.step.call(consts, unpack(state, functions.key_kinds), arrays, seed, done, alike)
-        new, after = pack(new), done + 1
+        before = unpack(weights_in_columns(state), functions.key_kinds)
+        new, loss = functions.step.call(consts, before, arrays, seed, done, alike)
+        new, after = weights_in_columns(pack(new)), done + 1
         if uneven:
             new, after, loss = _either(done < limit, (new, after, loss), (state, done, jnp.float32(0)))
         if functions.has_loss:

@@ -1,6 +1,7 @@
 """Computations exchanged, in the jaxpr of any function, for equal ones that run faster on many lanes."""
 
 from vmaptune.rewrite._choose import Choice, default_choice, fastest, measure
+from vmaptune.rewrite._columns import weights_in_columns
 from vmaptune.rewrite._convolution import ConvShape, convolve
 from vmaptune.rewrite._cpu import fit_for_cpu
 from vmaptune.rewrite._jaxpr import find_convolutions, with_fast_convolutions
@@ -20,6 +21,7 @@ __all__ = [
     "measure",
     "pool",
     "products_are_short",
+    "weights_in_columns",
     "with_bfloat16_products",
     "with_fast_convolutions",
 ]

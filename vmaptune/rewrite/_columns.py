@@ -3,7 +3,8 @@
 A vector of a CPU holds 8 or 16 numbers. Ten classes that lie innermost fill none, so the largest logit, the
 exponentials, their sum and the gradient are computed almost number by number (a quarter of the step of a small
 classifier); with the examples innermost, each of them fills vectors. A constraint on the array whose rows are
-reduced is enough: XLA's layout assignment hands it on to everything elementwise around it.
+reduced is enough: XLA's layout assignment hands it on to everything elementwise around it. The last layer's weights
+and their moments are the same: laid column by column in a training step, they lie so in the whole loop over steps.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ except ImportError:  # a JAX that has them elsewhere: rows stay as they are
 
 from vmaptune.rewrite._walk import inner_jaxprs, with_inner
 
-FEW = 16  # entries, as many as a vector holds
+VECTOR, FEW = 8, 16  # entries, as many as a vector holds
 OF_ROWS = {"reduce_max", "reduce_min", "argmax", "argmin"}  # where a softmax or a choice begins
 CONSTRAINT = "layout_constraint"
 ALIKE = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call"}  # as inlined
@@ -63,6 +64,18 @@ def _has_short_rows(eqn: Any) -> bool:
     aval = eqn.invars[0].aval
     last = aval.ndim - 1
     return last > 0 and tuple(eqn.params["axes"]) == (last,) and 1 < aval.shape[last] <= min(FEW, aval.shape[last - 1])
+
+
+def fills_no_vector(shape: tuple[int, ...]) -> bool:
+    """Whether columns of an array of this shape fill vectors, and its rows don't."""
+    return len(shape) > 1 and VECTOR < shape[-1] < FEW <= shape[-2] and not shape[-2] % VECTOR
+
+
+def weights_in_columns(tree: Any) -> Any:
+    """A tree of arrays with those laid column by column of which the rows fill no vector; the same numbers."""
+    if Layout is None or jax.default_backend() != "cpu":
+        return tree
+    return jax.tree.map(lambda x: _in_columns(x) if fills_no_vector(x.shape) else x, tree)
 
 
 def _in_columns(array: jax.Array) -> jax.Array:

@@ -27,11 +27,12 @@ try:
 except ImportError:  # a JAX that has it elsewhere: what is transposed is computed again
     set_xla_metadata = None  # type: ignore[assignment]
 
+from vmaptune.rewrite._columns import fills_no_vector
 from vmaptune.rewrite._walk import call_instead, inner_jaxprs
 
 VECTOR = 8  # columns that a compiled product takes at once; the rest of a row goes one by one
 MOST_PADDED = 64  # columns, above which the rest is a small part
-SLOW = 5  # times as long, transposing what lies lane beside lane
+SLOW = 1.5  # times as long, transposing what lies lane beside lane
 MOST_ROWS = 512  # above, copying the first factor takes what XLA's library of kernels gains by it
 
 
@@ -65,7 +66,7 @@ class ProductShape:
             self, lhs=self.rhs, rhs=self.lhs, lhs_order=rhs[k:] + rhs[:k], rhs_order=lhs[-k:] + lhs[:-k]
         )
 
-    def better_exchanged(self, slow: int = 1) -> bool:
+    def better_exchanged(self, slow: float = 1) -> bool:
         """Whether a gradient of weights costs less with its factors exchanged, of which transposing the other one takes
         `slow` times as long.
 
@@ -160,7 +161,12 @@ def _in_order(array: jax.Array, order: tuple[int, ...], shape: tuple[int, ...]) 
     """The array with its axes in another order, in memory as well; untouched if they are in that order."""
     if order == tuple(range(array.ndim)):
         return array.reshape(shape)
-    return lax.optimization_barrier(_alone(lambda a: a.transpose(order).reshape(shape), array))
+
+    def moved(array: jax.Array) -> jax.Array:
+        return array.transpose(order).reshape(shape)
+
+    # what lies in columns is in order already, as XLA finds if it sees it
+    return lax.optimization_barrier(moved(array) if fills_no_vector(array.shape) else _alone(moved, array))
 
 
 def _alone(function: Callable[[jax.Array], jax.Array], array: jax.Array) -> jax.Array:
