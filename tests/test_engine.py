@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,6 +215,15 @@ def test_nothing_is_compiled_after_the_program(program):
     assert compiled == []
     jax.jit(lambda x: x * 3.5)(jnp.arange(3)).block_until_ready()
     assert compiled  # the counter does count
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_call_copies_no_lanes_but_its_tile_s(lanes):
+    plan = Plan(devices=2, lanes=lanes, tiles=3, every=5)
+    text = Program(LaneFunctions(noisy_task(), {}, TRACED), TRACED, plan)._train.as_text()
+    whole = rf"f32\[(?:{3 * lanes}|3,{lanes}),5,7\]\{{[\d,]*\}}"
+    assert re.search(rf"= {whole} parameter", text)
+    assert not re.search(rf"= {whole} copy", text)
 
 
 def test_occupancy_is_counted(program):

@@ -363,17 +363,18 @@ def _device(tile: Tile, plan: Plan) -> Callable[..., Any]:
 
     def device(consts: Any, carry: Any, *more: Any) -> Any:
         rest = [a for a in more if getattr(a, "shape", None) == ()]
-        carry, *by_lane = jax.tree.map(
-            lambda a: a.reshape((plan.tiles, plan.lanes, *a.shape[1:])), (carry, *more[: len(more) - len(rest)])
-        )
-        results = jax.tree.map(lambda s: jnp.zeros((plan.tiles, plan.lanes, *s.shape), s.dtype), tile.results)
+        by_lane = more[: len(more) - len(rest)]
+        width = plan.tiles * plan.lanes
+        results = jax.tree.map(lambda s: jnp.zeros((width, *s.shape), s.dtype), tile.results)
 
         def one(t: Any, both: Any) -> Any:
+            first = t * plan.lanes  # a tile axis would be of length 1 for some plans, for which XLA copies everything
+
             def of(tree: Any) -> Any:
-                return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, 0, keepdims=False), tree)
+                return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first, plan.lanes), tree)
 
             def put(whole: Any, part: Any) -> Any:
-                return jax.tree.map(lambda w, p: lax.dynamic_update_index_in_dim(w, p, t, 0), whole, part)
+                return jax.tree.map(lambda w, p: lax.dynamic_update_slice_in_dim(w, p, first, 0), whole, part)
 
             def run(both: Any) -> Any:
                 carry, results = both
@@ -384,8 +385,7 @@ def _device(tile: Tile, plan: Plan) -> Callable[..., Any]:
             return lax.cond(busy, run, lambda both: both, both)  # one predicate, so a real branch
 
         both = (carry, results)
-        both = one(0, both) if plan.tiles == 1 else lax.fori_loop(0, plan.tiles, one, both)
-        return jax.tree.map(lambda a: a.reshape((plan.tiles * plan.lanes, *a.shape[2:])), both)
+        return one(0, both) if plan.tiles == 1 else lax.fori_loop(0, plan.tiles, one, both)
 
     return device
 
