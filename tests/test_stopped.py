@@ -125,10 +125,16 @@ def test_nobody_needs_to_listen(file, reference, tmp_path):
         stream.close()
 
 
+@pytest.fixture
+def no_waits(monkeypatch) -> None:
+    """Nothing is saved before a wait for a program: whether there is one is up to the clock."""
+    monkeypatch.setattr(Saving, "before_a_wait", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_waits")
 @pytest.mark.parametrize("save_every", [0, 60])
-def test_asked_twice_it_stops_now_and_can_be_gone_on_with(file, reference, tmp_path, monkeypatch, save_every):
+def test_asked_twice_it_stops_now_and_can_be_gone_on_with(file, reference, tmp_path, save_every):
     out = tmp_path / "s"
-    monkeypatch.setattr(Saving, "before_a_wait", lambda *_: None)  # whether a program is waited for is up to the clock
     points: list[int] = []
 
     def twice() -> None:
@@ -277,6 +283,7 @@ def test_a_population_goes_on_inside_its_round(file, population, tmp_path, monke
     assert content(out) == content(population)
 
 
+@pytest.mark.usefixtures("no_waits")
 def test_a_population_without_a_checkpoint_begins_its_round_again_with_the_same_bits(file, population, tmp_path):
     out = tmp_path / "s"
     with pytest.raises(MemoryError):
