@@ -153,8 +153,9 @@ def digits_program(lanes: int, width: int) -> tuple[Any, Any, Any]:
     import vmaptune as vt
 
     vt.prepare_devices()
+    from vmaptune.engine.functions import LaneFunctions
     from vmaptune.engine.plan import Plan
-    from vmaptune.engine.program import LaneFunctions, Program
+    from vmaptune.engine.program import Program
     from vmaptune.experiment import find_statics, lane_arguments, load_experiment
 
     experiment = load_experiment(EXPERIMENTS / "digits_mlp.py").experiment

@@ -9,7 +9,7 @@ import pytest
 import vmaptune as vt
 from vmaptune.engine import bound
 from vmaptune.engine.bound import MachineRates, linear_flops
-from vmaptune.engine.program import LaneFunctions
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.study._bound import Bound
 
 

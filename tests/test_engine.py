@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from vmaptune.engine.alone import Alone
+from vmaptune.engine.functions import LaneFunctions, hoist
 from vmaptune.engine.lanes import Job, Lanes
 from vmaptune.engine.plan import Costs, Plan, default_plan, parse_plan, segment_steps
-from vmaptune.engine.program import LaneFunctions, Program, hoist
+from vmaptune.engine.program import Program
 from vmaptune.errors import InputError
 from vmaptune.task import Task
 

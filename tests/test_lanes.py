@@ -13,9 +13,10 @@ import pytest
 
 import vmaptune as vt
 from vmaptune.cli import main
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.lanes import Job, Lanes
 from vmaptune.engine.plan import Plan
-from vmaptune.engine.program import LaneFunctions, Program
+from vmaptune.engine.program import Program
 from vmaptune.search.zoom import Scored, best
 from vmaptune.store.states import State
 from vmaptune.task import Task

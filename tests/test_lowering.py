@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from jax import export
 
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.plan import Plan
-from vmaptune.engine.program import LaneFunctions, Program
+from vmaptune.engine.program import Program
 from vmaptune.experiment import find_statics, lane_arguments, load_experiment
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"

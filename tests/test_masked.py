@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import vmaptune as vt
 from vmaptune.engine.alone import Alone
-from vmaptune.engine.program import LaneFunctions
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.experiment import Statics, find_statics, lane_arguments
 from vmaptune.nn._batch import padded_batch
 from vmaptune.nn._laws import LAWS

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from vmaptune.engine import planner
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.plan import Costs, Plan
-from vmaptune.engine.program import LaneFunctions
 from vmaptune.task import Task
 
 TRACED = {"rate": jax.ShapeDtypeStruct((), jnp.float32)}

@@ -23,9 +23,10 @@ from interrupted import COMMAND, OPTIONS, TASK, Crash, content, finished
 import vmaptune as vt
 from vmaptune.cli import main
 from vmaptune.engine import moments
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.lanes import Job, Lanes
 from vmaptune.engine.plan import Plan
-from vmaptune.engine.program import LaneFunctions, Program
+from vmaptune.engine.program import Program
 from vmaptune.errors import InputError, StudyError
 from vmaptune.store.checkpoints import Checkpoints, Snapshot
 from vmaptune.store.ledger import CurvePoint, Ledger, LedgerReader, State, TrialResult, TrialRow

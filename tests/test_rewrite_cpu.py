@@ -215,7 +215,8 @@ import vmaptune as vt
 vt.prepare_devices()
 import jax, numpy as np
 from vmaptune.engine.plan import Plan
-from vmaptune.engine.program import LaneFunctions, Program
+from vmaptune.engine.functions import LaneFunctions
+from vmaptune.engine.program import Program
 from vmaptune.task import Task
 
 orthogonal = jax.nn.initializers.orthogonal()

@@ -83,7 +83,7 @@ def test_there_is_one_vmap():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr == "vmap":
                 found.append(path.name)
-    assert set(found) == {"program.py"}
+    assert set(found) == {"tiles.py"}
 
 
 def test_the_public_names_are_these():

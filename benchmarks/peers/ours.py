@@ -18,10 +18,11 @@ from _jax_models import loss, metrics, model_of
 from works import Work, learning_rates
 
 import vmaptune as vt
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.lanes import Job, Lanes
 from vmaptune.engine.plan import parse_plan
 from vmaptune.engine.planner import planned
-from vmaptune.engine.program import LaneFunctions, Program
+from vmaptune.engine.program import Program
 from vmaptune.experiment import find_statics, lane_arguments
 
 vt.prepare_devices()  # every core a device, before JAX starts

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.lanes import Job, Lanes, Point
 from vmaptune.engine.plan import Plan
-from vmaptune.engine.program import LaneFunctions, Program
+from vmaptune.engine.program import Program
 from vmaptune.experiment import find_statics, lane_arguments
 from vmaptune.space import Space
 

@@ -12,9 +12,10 @@ def bad_numbers(bench: Bench, draws: int) -> None:
     import jax
     import jax.numpy as jnp
 
+    from vmaptune.engine.functions import LaneFunctions
     from vmaptune.engine.lanes import Job, Lanes
     from vmaptune.engine.plan import Plan
-    from vmaptune.engine.program import LaneFunctions, Program
+    from vmaptune.engine.program import Program
     from vmaptune.search.zoom import Scored, best
     from vmaptune.task import Task
 

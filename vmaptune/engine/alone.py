@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vmaptune.engine.functions import LaneFunctions, pack, unpack
 from vmaptune.engine.lanes import Point
-from vmaptune.engine.program import NEVER, LaneFunctions, pack, unpack
+from vmaptune.engine.tiles import NEVER
 
 
 class Alone:

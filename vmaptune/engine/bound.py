@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from vmaptune.engine import kept
 from vmaptune.engine.devices import cache_folder, lane_mesh, machine
-from vmaptune.engine.program import LaneFunctions
+from vmaptune.engine.functions import LaneFunctions
 
 
 @dataclass(frozen=True)

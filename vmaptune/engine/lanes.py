@@ -17,7 +17,8 @@ import numpy as np
 
 from vmaptune.engine.gather import Gather
 from vmaptune.engine.jobs import Job, Leaving, Paused, Point
-from vmaptune.engine.program import NEVER, Program, Result
+from vmaptune.engine.program import Program
+from vmaptune.engine.tiles import NEVER, Result
 
 
 @dataclass

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from vmaptune.engine.lanes import Job, Lanes, _Pending, _settle_idle_lanes
-from vmaptune.engine.program import Result
+from vmaptune.engine.tiles import Result
 from vmaptune.errors import InputError
 
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from vmaptune.engine import kept
 from vmaptune.engine.devices import cache_folder, machine
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.plan import SPEED, Costs, Plan, default_plan
-from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
+from vmaptune.engine.program import Program, SharedArrays
 from vmaptune.engine.rate import small_settings
 
 LEAST_SECONDS = 100.0  # of a group's training; candidates compile for some seconds, and that is to stay below 5 %

@@ -13,10 +13,11 @@ import numpy as np
 
 from vmaptune.engine.alone import Alone
 from vmaptune.engine.devices import prepare_devices
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.lanes import Point
 from vmaptune.engine.plan import Costs, Plan, parse_plan
 from vmaptune.engine.planner import planned, why
-from vmaptune.engine.program import LaneFunctions, Program
+from vmaptune.engine.program import Program
 from vmaptune.engine.rate import tile_rate
 from vmaptune.errors import InputError
 from vmaptune.experiment import (

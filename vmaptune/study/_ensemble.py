@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmaptune.engine.program import LaneFunctions, unpack
+from vmaptune.engine.functions import LaneFunctions, unpack
 from vmaptune.errors import InputError
 from vmaptune.experiment import Experiment, Statics, kind_for, lane_arguments, lane_settings
 from vmaptune.experiment._predict import inputs_of, metrics_of, predict

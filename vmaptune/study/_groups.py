@@ -12,9 +12,10 @@ import jax
 import numpy as np
 
 from vmaptune.engine.convolutions import fastest_convolutions
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.plan import Plan, default_plan, lanes_in_memory
 from vmaptune.engine.planner import planned, run_seconds, why
-from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
+from vmaptune.engine.program import Program, SharedArrays
 from vmaptune.errors import InputError
 from vmaptune.experiment import Experiment, Statics, raise_as_input_error
 from vmaptune.search.pbt import PBT

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmaptune.engine.program import LaneFunctions, unpack
+from vmaptune.engine.functions import LaneFunctions, unpack
 from vmaptune.experiment import Experiment, kind_for, lane_settings, metrics_on
 
 

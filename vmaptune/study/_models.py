@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmaptune.engine.program import LaneFunctions, pack, unpack
+from vmaptune.engine.functions import LaneFunctions, pack, unpack
 from vmaptune.errors import InputError
 from vmaptune.experiment import Experiment, bind_model, lane_arguments, lane_settings
 from vmaptune.space import Space

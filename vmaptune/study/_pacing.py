@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vmaptune.engine.program import LaneFunctions
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.experiment import Statics, lane_arguments
 from vmaptune.search.confirm import Budget
 from vmaptune.search.decide import shortlist

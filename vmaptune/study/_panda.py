@@ -17,9 +17,9 @@ import numpy as np
 
 from vmaptune.engine.alone import Alone
 from vmaptune.engine.devices import machine, prepare_devices
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.lanes import Point
 from vmaptune.engine.plan import segment_steps
-from vmaptune.engine.program import LaneFunctions
 from vmaptune.errors import InputError
 from vmaptune.experiment import (
     Experiment,

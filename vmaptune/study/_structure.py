@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.plan import default_plan
 from vmaptune.engine.planner import model_step_seconds
-from vmaptune.engine.program import LaneFunctions, Program, SharedArrays
+from vmaptune.engine.program import Program, SharedArrays
 from vmaptune.experiment import Experiment, Statics, lane_arguments
 from vmaptune.space import Space
 from vmaptune.task import Task

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from vmaptune.engine import moments
+from vmaptune.engine.functions import pack
 from vmaptune.engine.jobs import Job, Leaving, Paused, Point
 from vmaptune.engine.lanes import Lanes
-from vmaptune.engine.program import pack
 from vmaptune.experiment import Experiment
 from vmaptune.search.brackets import BracketRule, Verdict
 from vmaptune.search.halving import MedianRule

@@ -1,0 +1,179 @@
+"""A task's functions for one lane, each traced once.
+
+Arrays that they close over (the data) become arguments, so that they live on the devices once and are no constants of
+a program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vmaptune.engine.compiling import products_are_compiled
+from vmaptune.engine.plan import Costs
+from vmaptune.errors import InputError
+from vmaptune.rewrite import fit_for_cpu, products_are_short, with_fast_convolutions
+from vmaptune.task import Hyperparameters, Task
+
+
+class Hoisted(NamedTuple):
+    """A function traced for one lane: a pure function of flat arrays, and the arrays that it closed over."""
+
+    call: Callable[..., Any]  # (consts, *args) -> out
+    consts: tuple[jax.Array, ...]
+    out: Any  # pytree of ShapeDtypeStruct
+    lower: Callable[[], Any]
+    jaxpr: Any  # as traced
+    fitted: Any  # as it is computed on this device
+    compiled: bool  # whether its products are to be compiled with the program
+
+
+def hoist(
+    function: Callable[..., Any],
+    *args: Any,
+    compiles: Callable[[Any], bool] = lambda jaxpr: False,
+    one_batch: bool = False,
+) -> Hoisted:
+    """Traces `function` for one lane and turns what it closes over into arguments.
+
+    `compiles` says of its jaxpr whether products are to be compiled with the program, where they can be, `one_batch`
+    that all lanes train on the same batch.
+    """
+    closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
+    tree = jax.tree.structure(out)
+    fitted = closed.jaxpr
+    compiled_products = products_are_compiled() and compiles(fitted)
+    if jax.default_backend() == "cpu":
+        fitted = fit_for_cpu(fitted, compiled_products=compiled_products, one_batch=one_batch)
+
+    def call(consts: Any, *values: Any) -> Any:
+        flat = jax.core.eval_jaxpr(fitted, consts, *jax.tree.leaves(values))
+        return jax.tree.unflatten(tree, flat)
+
+    def lower() -> Any:
+        return jax.jit(call).lower(tuple(closed.consts), *args)
+
+    return Hoisted(call, tuple(closed.consts), out, lower, closed.jaxpr, fitted, compiled_products)
+
+
+def is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def pack(tree: Any) -> Any:
+    """Typed PRNG keys become plain uint32 arrays: at a program's boundary all state is plain arrays."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
+
+
+def key_kinds(tree: Any) -> Any:
+    """For each array of a tree the implementation of its keys, or "" where it holds none."""
+    return jax.tree.map(lambda x: jax.random.key_impl(x) if is_key(x) else "", tree)
+
+
+def unpack(tree: Any, kinds: Any) -> Any:
+    """The inverse of `pack`, with the `key_kinds` of the unpacked tree."""
+    return jax.tree.map(lambda x, kind: jax.random.wrap_key_data(x, impl=kind) if kind else x, tree, kinds)
+
+
+def trial_key(seed: Any) -> jax.Array:
+    """The key of a trial: `jax.random.key(seed)`, threefry. Its lane has no part in it."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+class LaneFunctions:
+    """A task's three functions, traced for one lane of a group."""
+
+    def __init__(self, task: Task, static: Mapping[str, Any], traced: Mapping[str, jax.ShapeDtypeStruct]):
+        order = (*static, *traced)
+
+        def settings(arrays: Mapping[str, Any]) -> Hyperparameters:
+            return Hyperparameters({name: arrays.get(name, static.get(name)) for name in order})
+
+        def init(arrays: Any, seed: Any) -> Any:
+            state = _as_arrays(task.init(settings(arrays), jax.random.fold_in(trial_key(seed), 0)))
+            kinds.append(key_kinds(state))  # while keys can still be told from other arrays
+            return state
+
+        def step(state: Any, arrays: Any, seed: Any, done: Any, alike: Any) -> Any:
+            key = jax.random.fold_in(trial_key(seed), done + 1)
+            out = task.step(state, settings(arrays), key, *((alike,) if task.shared else ()))
+            state, loss = out if task.has_loss else (out, jnp.float32(jnp.nan))
+            return _as_arrays(state), jnp.asarray(loss, jnp.float32)
+
+        def evaluate(state: Any, arrays: Any) -> Any:
+            metrics = task.evaluate(state, settings(arrays))
+            return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+        kinds: list[Any] = []
+        seed = jax.ShapeDtypeStruct((), jnp.uint32)
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        arrays = dict(traced)
+        self.has_loss = task.has_loss
+        self.traced = arrays
+        self.init = hoist(init, arrays, seed)
+        self.state = self.init.out
+        self.key_kinds = kinds[-1]
+        self.lockstep = task.shared is not None
+        self.shared = hoist(task.shared or (lambda done: ()), count)
+        self.step = hoist(
+            step, self.state, arrays, seed, count, self.shared.out,
+            compiles=products_are_short, one_batch=self.lockstep,
+        )  # fmt: skip
+        self._check_state()
+        # the experiment exchanges a training step's convolutions itself, before differentiation
+        self.evaluate = hoist(
+            with_fast_convolutions(evaluate), self.state, arrays, compiles=lambda _: self.step.compiled
+        )
+
+    def _check_state(self) -> None:
+        before, after = self.state, self.step.out[0]
+        trees: list[Any] = [jax.tree.structure(before), jax.tree.structure(after)]
+        same = trees[0] == trees[1]
+        differ = [
+            f"{jax.tree_util.keystr(path)}: {a.dtype}{list(a.shape)} became {b.dtype}{list(b.shape)}"
+            for (path, a), b in zip(
+                jax.tree_util.tree_flatten_with_path(before)[0], jax.tree.leaves(after), strict=same
+            )
+            if (a.shape, a.dtype) != (b.shape, b.dtype)
+        ]
+        if not same or differ:
+            raise InputError(
+                "step() must return a state of the same structure, shapes and dtypes as init()'s, but "
+                + ("; ".join(differ[:4]) if same else f"{jax.tree.structure(before)} became "
+                   f"{jax.tree.structure(after)}")
+            )  # fmt: skip
+
+    @cached_property
+    def _costs(self) -> Costs:
+        state = sum(int(np.prod(s.shape, dtype=np.int64)) * s.dtype.itemsize for s in jax.tree.leaves(self.state))
+        step, evaluate = _analysis(self.step), _analysis(self.evaluate)
+        touched = step.get("bytes accessed", 0.0) - 4.0 * sum(c.size for c in self.step.consts)
+        return Costs(
+            state_bytes=state,
+            step_bytes=int(min(max(touched, 0.0) / 8, 2**40)),
+            step_flops=float(step.get("flops", 1.0)),
+            evaluate_flops=float(evaluate.get("flops", 1.0)),
+        )
+
+    def costs(self) -> Costs:
+        """Operations and bytes of one lane, from the lowered functions; nothing is compiled."""
+        return self._costs
+
+
+def _as_arrays(tree: Any) -> Any:
+    """Python numbers in a state become arrays, and weak types strong ones: a scan's carry must not change."""
+    return jax.tree.map(lambda x: x if is_key(x) else lax.convert_element_type(x, x.dtype),
+                        jax.tree.map(jnp.asarray, tree))  # fmt: skip
+
+
+def _analysis(function: Hoisted) -> dict[str, float]:
+    analysis = function.lower().cost_analysis()
+    if isinstance(analysis, (list, tuple)):
+        analysis = analysis[0] if analysis else {}
+    return analysis or {}
