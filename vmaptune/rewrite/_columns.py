@@ -52,6 +52,8 @@ def _reduced(jaxpr: Any) -> set[Any]:
         if eqn.primitive.name in OF_ROWS and _has_short_rows(eqn):
             found.add(eqn.invars[0])
         for inner in inner_jaxprs(eqn) if eqn.primitive.name in ALIKE else ():
+            if len(inner.invars) != len(eqn.invars):  # as a future JAX might have it
+                continue
             reduced = _reduced(inner)
             pairs = zip(eqn.invars, inner.invars, strict=True)
             found |= {outer for outer, mine in pairs if mine in reduced and not isinstance(outer, core.Literal)}
