@@ -69,7 +69,8 @@ def main() -> int:
     )
     from quality._tasks import WORKS
 
-    from vmaptune.engine.devices import cache_folder, cpu_cores
+    from vmaptune.engine.devices import cache_folder
+    from vmaptune.engine.processor import cpu_cores
 
     names = args.tasks.split(",") if args.tasks else QUICK_TASKS if args.quick else [w.name for w in WORKS]
     works = [w for w in WORKS if w.name in names]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vmaptune.engine import compiling
+from vmaptune.engine import compiling, processor
 
 ASKED = """
 import os, sys
@@ -70,7 +70,7 @@ def test_other_errors_of_the_compiler_are_raised(monkeypatch):
     ],
 )
 def test_the_width_of_vectors_goes_with_the_processor(monkeypatch, cpuinfo, bits, tile):
-    monkeypatch.setattr(compiling, "_cpuinfo", lambda: cpuinfo)
+    monkeypatch.setattr(processor, "cpuinfo", lambda: cpuinfo)
     assert compiling.vector_bits() == bits
     assert compiling._tile() == tile
     options = compiling._options(products=False)

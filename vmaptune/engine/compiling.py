@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import os
 import re
-from functools import lru_cache
 from typing import Any
 
 import jax
+
+from vmaptune.engine.processor import cpu_cores, does_512_bits_whole, has_512_bits
 
 BY_XLA = "xla_force_enable_experimental_llvm_ir_gemm"
 TILE = "xla_llvm_ir_gemm_tile_size"  # rows : inner products : columns in vectors, held in registers
 EXTRA = "--xla_backend_extra_options"
 PRODUCTS = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_experimental_ynn_fusion_type": ""}
-# level 2 keeps loops over 32 numbers, which level 3 unrolls before they become vectors
+# All of training took 3 to 20 % less on AMD's Zen 5. Level 2 keeps loops over 32 numbers, which level 3 unrolls before
+# they become vectors.
 WIDE = {"xla_cpu_prefer_vector_width": 512, "xla_backend_optimization_level": 2}
 
 _unknown: set[str] = set()  # options that this version of XLA does not have
@@ -38,8 +40,6 @@ def ask_for_compiled_products() -> None:
 
 def products_are_compiled() -> bool:
     """Whether products are compiled with the program here: on CPUs of which each core is a device, if XLA was asked."""
-    from vmaptune.engine.devices import cpu_cores
-
     return jax.default_backend() == "cpu" and jax.local_device_count() >= cpu_cores() and BY_XLA in _flags_of_xla()
 
 
@@ -62,37 +62,16 @@ def compiled(lowered: Any, *, products: bool) -> Any:
 
 def vector_bits() -> int:
     """The width of vectors that programs are compiled for, where it is asked for: 512, or 0 for XLA's own choice."""
-    return 512 if jax.default_backend() == "cpu" and _whole_512_bits() else 0
+    return 512 if jax.default_backend() == "cpu" and does_512_bits_whole() else 0
 
 
 def _options(products: bool) -> dict[str, Any]:
     return (PRODUCTS if products and products_are_compiled() else {}) | (WIDE if vector_bits() else {})
 
 
-@lru_cache(maxsize=1)
-def _cpuinfo() -> dict[str, str]:
-    """What Linux says of the first core, by name; empty elsewhere."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            pairs = (line.split(":", 1) for line in lines if ":" in line)
-            found: dict[str, str] = {}
-            for name, value in pairs:
-                found.setdefault(name.strip(), value.strip())
-    except OSError:
-        return {}
-    return found
-
-
-def _whole_512_bits() -> bool:
-    """AMD's Zen 5 and later, which these options were measured on: all of training took 3 to 20 % less."""
-    amd = _cpuinfo().get("vendor_id") == "AuthenticAMD"
-    return amd and int(_cpuinfo().get("cpu family", "0")) >= 26 and "avx512vl" in _cpuinfo().get("flags", "").split()
-
-
 def _tile() -> str:
     """Six rows and two vectors fill the 16 registers of AVX2; with AVX-512 there are 32."""
-    wide = "avx512vl" in _cpuinfo().get("flags", "").split()
-    return "8:16:2*vectwidth" if wide else "6:16:2*vectwidth"
+    return "8:16:2*vectwidth" if has_512_bits() else "6:16:2*vectwidth"
 
 
 def _flags_of_xla() -> str:

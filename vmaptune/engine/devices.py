@@ -14,13 +14,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vmaptune.engine.compiling import ask_for_compiled_products, products_are_compiled, vector_bits
+from vmaptune.engine.processor import cpu_cores, processor_name
 
 CACHE_SIZE = 2**30  # bytes of compiled programs that are kept
-
-
-def cpu_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cache_folder() -> Path:
@@ -130,7 +126,7 @@ def machine() -> dict[str, str | int]:
         "platform": device.platform,
         "device": device.device_kind,
         "devices": jax.local_device_count(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": cpu_cores(),
         "products": "compiled" if products_are_compiled() else "library",
         "vectors": f"{vector_bits()} bits" if vector_bits() else "as XLA takes them",
@@ -141,11 +137,3 @@ def machine() -> dict[str, str | int]:
         "optax": optax.__version__,
         "numpy": np.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
