@@ -50,7 +50,7 @@ class ProductShape:
     preferred_element_type: Any
 
     @property
-    def gradient_of_weights(self) -> bool:
+    def is_gradient_of_weights(self) -> bool:
         """Whether both factors have the contracted axes first and nothing else is to be reordered."""
         lhs, rhs = (tuple(range(len(s))) for s in (self.lhs, self.rhs))
         return not self.batch and self.lhs_order == lhs[self.contracted :] + lhs[: self.contracted] != lhs and (
@@ -73,7 +73,7 @@ class ProductShape:
         JAX computes it transposed, and the optimiser then reads it column by column, twice; but the factor that is to
         be transposed beforehand may be the larger one.
         """
-        if not self.gradient_of_weights:
+        if not self.is_gradient_of_weights:
             return False
         K, M, N = self.rows, self.exchanged.columns, self.columns
         return slow * K * N <= K * M + 2 * M * N
@@ -201,7 +201,7 @@ def faster_product(eqn: Any, compiled: bool = False, one_batch: bool = False) ->
     if shape is None:
         return eqn
     if not compiled:
-        wanted = shape.gradient_of_weights and shape.rows <= MOST_ROWS
+        wanted = shape.is_gradient_of_weights and shape.rows <= MOST_ROWS
         return call_instead(eqn, "product_of_rows", (product, shape, 0)) if wanted else eqn
     if shape.better_exchanged():
         return call_instead(eqn, "product_of_rows", (gradient_of_weights, shape, one_batch))
