@@ -47,22 +47,18 @@ def short_rows_in_columns(jaxpr: Any) -> Any:
 
 def _reduced(jaxpr: Any) -> set[Any]:
     """The variables of a jaxpr, its arguments among them, whose short rows it reduces."""
-    found: set[Any] = set()
+    found: list[Any] = []
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in OF_ROWS and _has_short_rows(eqn):
-            found.add(eqn.invars[0])
+            found.append(eqn.invars[0])
         for inner in inner_jaxprs(eqn) if eqn.primitive.name in ALIKE else ():
-            if len(inner.invars) != len(eqn.invars):  # as a future JAX might have it
-                continue
-            reduced = _reduced(inner)
-            pairs = zip(eqn.invars, inner.invars, strict=True)
-            found |= {outer for outer, mine in pairs if mine in reduced and not isinstance(outer, core.Literal)}
-    return found
+            if len(inner.invars) == len(eqn.invars):  # a future JAX might have it otherwise
+                reduced = _reduced(inner)
+                found += [outer for outer, mine in zip(eqn.invars, inner.invars, strict=True) if mine in reduced]
+    return {var for var in found if not isinstance(var, core.Literal)}
 
 
 def _has_short_rows(eqn: Any) -> bool:
-    if isinstance(eqn.invars[0], core.Literal):
-        return False
     aval = eqn.invars[0].aval
     last = aval.ndim - 1
     return last > 0 and tuple(eqn.params["axes"]) == (last,) and 1 < aval.shape[last] <= min(FEW, aval.shape[last - 1])

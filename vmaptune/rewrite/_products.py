@@ -136,7 +136,7 @@ def product(shape: ProductShape, padding: int, lhs: jax.Array, rhs: jax.Array) -
 def gradient_of_weights(shape: ProductShape, one_batch: bool, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """The product of `shape`, a gradient of weights, by its factors exchanged.
 
-    Where all lanes have `one_batch`, activations lie lane beside lane, in an order that is slow to transpose: there,
+    Where all lanes have `one_batch`, activations lie lane beside lane, in an order that is slower to transpose: there,
     only for the layer that reads the batch, or where that costs less all the same.
     """
 
