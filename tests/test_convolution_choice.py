@@ -77,5 +77,5 @@ def test_the_ledger_says_how_convolutions_are_computed_and_a_study_keeps_to_it(t
 def convolutions_of(experiment_):
     task, hp = experiment_.build(), Hyperparameters({"learning_rate": 1e-3})
     state = jax.eval_shape(task.init, hp, jax.random.key(0))
-    jax.eval_shape(lambda s: task.step(s, hp, jax.random.key(0)), state)
+    jax.eval_shape(lambda s: task.step(s, hp, jax.random.key(0), np.arange(8)), state)
     return list(experiment_.convolutions.asked)

@@ -174,7 +174,10 @@ def shared_task() -> Task:
         w = state["w"] - hp.rate * x[rows].T @ jnp.tanh(x[rows] @ state["w"])
         return {**state, "w": w}, (w**2).sum()
 
-    shared = lambda done: jax.random.randint(jax.random.fold_in(jax.random.key(9), done), (8,), 0, 64)  # noqa: E731
+    def shared(done, count):
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(9), done + i))(jnp.arange(count))
+        return jax.vmap(lambda key: jax.random.randint(key, (8,), 0, 64))(keys)
+
     return Task(own.init, step, own.evaluate, has_loss=True, shared=shared)
 
 
@@ -187,6 +190,45 @@ def test_what_lanes_have_alike_is_the_step_s_own_whenever_a_trial_enters():
     assert same_bits(states[3], alone_states[3])
     again = Alone(program.functions, {"rate": 0.05}, 103).train([5, 10, 15, 20])
     np.testing.assert_allclose([p.loss for p in again], [p[1] for p in alone_points[3]], rtol=1e-5)
+
+
+def test_inputs_worked_out_ahead_are_those_of_a_step_at_a_time():
+    own = noisy_task()
+    x = jax.random.normal(jax.random.key(1), (64, 5))
+
+    def rows_of(state, done):
+        return jax.random.randint(jax.random.fold_in(state["key"], done), (8,), 0, 64)
+
+    def trained(state, hp, rows):
+        w = state["w"] - hp.rate * x[rows].T @ jnp.tanh(x[rows] @ state["w"])
+        return {**state, "w": w}, (w**2).sum()
+
+    def inputs(state, hp, done, count):
+        return jax.vmap(lambda i: rows_of(state, done + i))(jnp.arange(count))
+
+    def counting(state, hp, key):
+        new, loss = trained(state["own"], hp, rows_of(state["own"], state["step"]))
+        return {"own": new, "step": state["step"] + 1}, loss
+
+    ahead = Task(own.init, lambda s, hp, key, rows: trained(s, hp, rows), own.evaluate, has_loss=True, inputs=inputs)
+    at_a_time = Task(
+        lambda hp, key: {"own": own.init(hp, key), "step": jnp.int32(0)}, counting,
+        lambda s, hp: own.evaluate(s["own"], hp), has_loss=True,
+    )  # fmt: skip
+    jobs = [job(i, steps=11 + 11 * (i % 2)) for i in range(6)]  # segments of 11 steps: one whole block and a part
+    plan = Plan(devices=2, lanes=2, every=11)
+    points, states, _ = train(Program(LaneFunctions(ahead, {}, TRACED), TRACED, plan, uneven=False), jobs)
+    expected, kept, _ = train(Program(LaneFunctions(at_a_time, {}, TRACED), TRACED, plan, uneven=False), jobs)
+    for i in range(6):
+        np.testing.assert_allclose([p[1] for p in points[i]], [p[1] for p in expected[i]], rtol=1e-6)
+        np.testing.assert_allclose(states[i]["w"], kept[i]["own"]["w"], rtol=1e-5)
+    alone = Alone(LaneFunctions(ahead, {}, TRACED), {"rate": 0.05}, 103).train([11, 22])
+    np.testing.assert_allclose([p.loss for p in alone], [p[1] for p in points[3]], rtol=1e-5)
+
+
+def test_a_task_has_shared_or_inputs():
+    with pytest.raises(InputError, match="both `shared` and `inputs`"):
+        Task(*[lambda *_: None] * 3, shared=lambda t: t, inputs=lambda s, hp, t, n: t)
 
 
 def test_the_same_program_again_gives_the_same_bits(program):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from vmaptune.experiment._order import batch_indices, shuffle_rounds
+from vmaptune.experiment._order import batch_indices, batches, shuffle_rounds
 
 M = 0xFFFFFFFF
 
@@ -57,6 +57,18 @@ def test_agrees_with_the_plain_integers(n, a, b, step, data):
     size = data.draw(st.integers(1, min(n, 32)))
     got = batch_indices(jnp.array([a, b], jnp.uint32), jnp.int32(step), size, n)
     assert list(map(int, got)) == [by_hand((a, b), step * size + i, n) for i in range(size)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 300), step=st.integers(0, 300), count=st.integers(1, 12), data=st.data())
+def test_batches_together_are_the_batches_one_by_one(n, step, count, data):
+    size = data.draw(st.integers(1, min(n, 32)))
+    words = jnp.array([3, 4], jnp.uint32)
+    one_by_one = [batch_indices(words, jnp.int32(step + i), size, n) for i in range(count)]
+    np.testing.assert_array_equal(batches(words, jnp.int32(step), count, size, n), np.stack(one_by_one))
+    most = data.draw(st.integers(size, min(n, 40)))  # a traced size: so many places, of which the first are the batch's
+    traced = jax.jit(lambda size: batches(words, jnp.int32(step), count, size, n, most))(jnp.int32(size))
+    np.testing.assert_array_equal(traced[:, :size], np.stack(one_by_one))
 
 
 @pytest.mark.parametrize(("n", "batch"), [(10, 3), (7, 7), (48, 16), (101, 32), (5, 4)])

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from vmaptune.errors import InputError
+
 State = Any  # any pytree of arrays
 
 
@@ -87,13 +89,27 @@ class Task:
       evaluate: `(state, hp) -> dict` of scalar metrics.
       has_loss: whether `step` returns its loss. Then a loss that is not finite makes the trial `INFEASIBLE`
         at that step, and the mean over each segment is kept in the curve.
-      shared: optional, `step number -> pytree`, int32 scalar from 0: what all lanes have alike at a step, such as
-        the rows of a batch. It is worked out once for the lanes of a tile, which then enter and leave together, and
-        passed to `step` as a fourth argument.
+      shared: optional, `(step number, count) -> pytree` of arrays `[count, ...]`: what all lanes take in alike at so
+        many steps from this one on, such as the rows of a batch. Step numbers are int32 scalars from 0. It is worked
+        out once for the lanes of a tile, which then enter and leave together, and for several steps at once; each step
+        gets its own as a fourth argument.
+      inputs: optional, `(state, hp, step number, count) -> pytree`, the same for what each lane takes in by itself. Of
+        the state it may read only what no step changes. A task has `shared` or `inputs`, not both.
+
+    Raises:
+      InputError: both `shared` and `inputs` are given.
     """
 
     init: Callable[[Hyperparameters, jax.Array], State]
     step: Callable[..., Any]
     evaluate: Callable[[State, Hyperparameters], Mapping[str, Any]]
     has_loss: bool = False
-    shared: Callable[[jax.Array], Any] | None = None
+    shared: Callable[[jax.Array, int], Any] | None = None
+    inputs: Callable[[State, Hyperparameters, jax.Array, int], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.shared is not None and self.inputs is not None:
+            raise InputError(
+                "Task(): a step's fourth argument is either what all lanes have alike or the lane's own, but both "
+                "`shared` and `inputs` are given; leave one out"
+            )

@@ -28,8 +28,13 @@ class Alone:
             return pack(functions.init.call(consts, arrays, seed))
 
         def step(consts: Any, state: Any, arrays: Any, seed: Any, done: Any) -> Any:
-            alike = functions.shared.call(functions.shared.consts, done)
-            state, loss = functions.step.call(consts, unpack(state, kinds), arrays, seed, done, alike)
+            before, (step_consts, inputs_consts) = unpack(state, kinds), consts
+            if functions.lockstep:
+                several = functions.shared.call(functions.shared.consts, done)
+            else:
+                several = functions.inputs.call(inputs_consts, before, arrays, done)
+            taken = jax.tree.map(lambda a: a[0], several)
+            state, loss = functions.step.call(step_consts, before, arrays, seed, done, taken)
             return pack(state), loss
 
         def evaluate(consts: Any, state: Any, arrays: Any) -> Any:
@@ -47,6 +52,7 @@ class Alone:
 
         self._init, self._step, self._evaluate = jax.jit(init), jax.jit(step), jax.jit(evaluate)
         self._segment = jax.jit(segment)
+        self._consts = functions.step.consts, functions.inputs.consts
 
     def arrays(self, settings: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Traced settings as the step takes them: float32 or int32 scalars by name."""
@@ -64,8 +70,7 @@ class Alone:
         One program for every n and every value. Returns the new state, the sum of the losses, and the first step
         whose loss was not finite.
         """
-        consts = self.functions.step.consts
-        state, total, bad = self._segment(consts, state, dict(settings), self.seed, np.int32(done), np.int32(n))
+        state, total, bad = self._segment(self._consts, state, dict(settings), self.seed, np.int32(done), np.int32(n))
         found = int(bad)
         return state, float(total), None if found == NEVER else found
 
@@ -103,7 +108,7 @@ class Alone:
                     _, changed, number = changes.pop(0)
                     settings = self.arrays(changed)
                     seed = jnp.uint32(number)
-                state, loss = self._step(functions.step.consts, state, settings, seed, np.int32(done))
+                state, loss = self._step(self._consts, state, settings, seed, np.int32(done))
                 done += 1
                 losses.append(loss)
             values = np.asarray(jax.device_get(losses), np.float32)

@@ -21,6 +21,8 @@ from vmaptune.errors import InputError
 from vmaptune.rewrite import fit_for_cpu, products_are_short, with_fast_convolutions
 from vmaptune.task import Hyperparameters, Task
 
+AHEAD = 8  # steps whose inputs are worked out together
+
 
 class Hoisted(NamedTuple):
     """A function traced for one lane: a pure function of flat arrays, and the arrays that it closed over."""
@@ -100,9 +102,12 @@ class LaneFunctions:
             kinds.append(key_kinds(state))  # while keys can still be told from other arrays
             return state
 
-        def step(state: Any, arrays: Any, seed: Any, done: Any, alike: Any) -> Any:
+        def inputs(state: Any, arrays: Any, done: Any) -> Any:
+            return task.inputs(state, settings(arrays), done, AHEAD) if task.inputs else ()
+
+        def step(state: Any, arrays: Any, seed: Any, done: Any, taken: Any) -> Any:
             key = jax.random.fold_in(trial_key(seed), done + 1)
-            out = task.step(state, settings(arrays), key, *((alike,) if task.shared else ()))
+            out = task.step(state, settings(arrays), key, *((taken,) if task.shared or task.inputs else ()))
             state, loss = out if task.has_loss else (out, jnp.float32(jnp.nan))
             return _as_arrays(state), jnp.asarray(loss, jnp.float32)
 
@@ -120,9 +125,13 @@ class LaneFunctions:
         self.state = self.init.out
         self.key_kinds = kinds[-1]
         self.lockstep = task.shared is not None
-        self.shared = hoist(task.shared or (lambda done: ()), count)
+        self.looks_ahead = task.shared is not None or task.inputs is not None
+        self.shared = hoist(lambda done: task.shared(done, AHEAD) if task.shared else (), count)
+        self.inputs = hoist(inputs, self.state, arrays, count)
+        several = self.shared.out if self.lockstep else self.inputs.out
+        taken = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), several)
         self.step = hoist(
-            step, self.state, arrays, seed, count, self.shared.out,
+            step, self.state, arrays, seed, count, taken,
             compiles=products_are_short, one_batch=self.lockstep,
         )  # fmt: skip
         self._check_state()

@@ -54,7 +54,7 @@ class Program:
         self.mesh = lane_mesh(plan.devices)
         self.by_lane = NamedSharding(self.mesh, P("lanes"))
         self.everywhere = NamedSharding(self.mesh, P())
-        parts = (functions.init, functions.step, functions.evaluate, functions.shared)
+        parts = (functions.init, functions.step, functions.evaluate, functions.shared, functions.inputs)
         shared = shared if shared is not None else {}
         self.consts = _on_devices(tuple(p.consts for p in parts), self.everywhere, shared)
         self._state = jax.eval_shape(pack, functions.state)  # one lane's

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vmaptune.engine.functions import LaneFunctions, pack, unpack
+from vmaptune.engine.functions import AHEAD, LaneFunctions, pack, unpack
 from vmaptune.engine.plan import Plan
 from vmaptune.rewrite import weights_in_columns
 
@@ -106,16 +106,20 @@ def fill_one_by_one(functions: LaneFunctions) -> Callable[..., Any]:
 def training(functions: LaneFunctions, uneven: bool) -> Tile:
     """A segment of one tile's lanes."""
 
-    def step(given: Any, lane: Any, arrays: Any, seed: Any, limit: Any) -> Any:
+    def step(given: Any, lane: Any, own: Any, arrays: Any, seed: Any, limit: Any) -> Any:
         (state, done, bad, total), (consts, alike) = lane, given
         before = unpack(weights_in_columns(state), functions.key_kinds)
-        new, loss = functions.step.call(consts, before, arrays, seed, done, alike)
+        new, loss = functions.step.call(consts, before, arrays, seed, done, alike if functions.lockstep else own)
         new, after = weights_in_columns(pack(new)), done + 1
         if uneven:
             new, after, loss = _either(done < limit, (new, after, loss), (state, done, jnp.float32(0)))
         if functions.has_loss:
             bad = jnp.where((bad == NEVER) & ~jnp.isfinite(loss), after, bad)
         return new, after, bad, total + loss
+
+    def inputs(consts: Any, lane: Any, arrays: Any) -> Any:
+        state, done, _, _ = lane
+        return functions.inputs.call(consts, unpack(state, functions.key_kinds), arrays, done)
 
     def measure(consts: Any, lane: Any, before: Any, arrays: Any) -> Any:
         state, done, bad, total = lane
@@ -127,18 +131,27 @@ def training(functions: LaneFunctions, uneven: bool) -> Tile:
         return (state, done, bad), Result(total / (done - before[1]), bad, done, metrics)
 
     def run(consts: Any, carry: Any, hp: Any, seeds: Any, limits: Any, n: Any) -> Any:
-        step_consts, evaluate_consts, shared_consts = consts
+        step_consts, evaluate_consts, shared_consts, inputs_consts = consts
         # in lockstep all lanes of a tile that still train have done as many steps, others fewer
         start = carry[1].max()
 
-        def body(t: Any, both: Any) -> Any:
-            lanes, alike = both
-            lanes = over_lanes(step)((step_consts, alike), lanes, hp, seeds, limits)
-            # worked out a step ahead: as part of the step, the compiler would repeat it for each use
-            return lanes, functions.shared.call(shared_consts, start + t + 1)
+        def steps(first: Any, count: Any, lanes: Any) -> Any:
+            """So many steps, at most `AHEAD` where they take something in."""
+            alike = functions.shared.call(shared_consts, start + first)  # [AHEAD, ...] each
+            own = over_lanes(inputs)(inputs_consts, lanes, hp)  # [L, AHEAD, ...] each
+
+            def body(t: Any, lanes: Any) -> Any:
+                ours, mine = _at(t, alike, 0), _at(t, own, 1)
+                return over_lanes(step)((step_consts, ours), lanes, mine, hp, seeds, limits)
+
+            return lax.fori_loop(0, count, body, lanes)
 
         lanes = (*carry, jnp.zeros(len(limits), jnp.float32))
-        lanes, _ = lax.fori_loop(0, n, body, (lanes, functions.shared.call(shared_consts, start)))
+        if functions.looks_ahead:
+            blocks = (n + AHEAD - 1) // AHEAD
+            lanes = lax.fori_loop(0, blocks, lambda k, x: steps(k * AHEAD, jnp.minimum(n - k * AHEAD, AHEAD), x), lanes)
+        else:
+            lanes = steps(0, n, lanes)
         return over_lanes(measure)(evaluate_consts, lanes, carry, hp)
 
     return Tile(lambda carry, hp, seeds, limits, n: (carry[1] < limits).any(), run, result_shapes(functions))
@@ -151,6 +164,11 @@ def over_lanes(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.vmap(lambda *mine: function(alike, *mine))(*by_lane)
 
     return lanes
+
+
+def _at(t: Any, tree: Any, axis: int) -> Any:
+    """Each array's part at place `t` of an axis."""
+    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, axis, keepdims=False), tree)
 
 
 def _either(good: Any, new: Any, old: Any) -> Any:

@@ -16,7 +16,7 @@ from flax import nnx
 from vmaptune.errors import InputError
 from vmaptune.experiment._data import Data
 from vmaptune.experiment._models import ModelKind, model_kind
-from vmaptune.experiment._order import batch_indices
+from vmaptune.experiment._order import batches
 from vmaptune.experiment._places import at, described, kind, place_in
 from vmaptune.experiment._structure import limits_of, structured, with_structure
 from vmaptune.nn import Size, padded_batch, size
@@ -309,7 +309,7 @@ def _build(experiment: Experiment) -> Task:
             "params": params,
             "rest": rest,
             "opt": optimizer_of(hp).init(params),
-            **({} if shared else first_rows(jax.random.key_data(jax.random.fold_in(key, 1)), batch_size)),
+            **({} if shared else {"order": jax.random.key_data(jax.random.fold_in(key, 1))}),
         }
 
     def loss_on(size: Size, model: Any, batch: Any, hp: Hyperparameters, key: jax.Array) -> jax.Array:
@@ -321,23 +321,16 @@ def _build(experiment: Experiment) -> Task:
             raise TypeError("a traced batch size needs a loss that takes its mean with vt.nn.batch_mean")
         return loss
 
-    def first_rows(order: jax.Array, batch_size: Size) -> dict[str, jax.Array]:
-        # The rows of the next batch are carried, so that they are worked out once a step: within a step the
-        # compiler would fuse their arithmetic into the gather and repeat it for each number of a row.
-        rows = batch_indices(order, jnp.int32(0), batch_size.value, n_train, batch_size.most)
-        return {"step": jnp.int32(0), "order": order, "rows": rows}
+    def own_rows(state: Any, hp: Hyperparameters, step: jax.Array, count: int) -> jax.Array:
+        size = experiment.lane_batch(hp)
+        return batches(state["order"], step, count, size.value, n_train, size.most if size.is_traced else None)
 
-    def next_rows(state: Any, hp: Hyperparameters) -> dict[str, jax.Array]:
-        step, size = state["step"] + 1, experiment.lane_batch(hp)
-        rows = batch_indices(state["order"], step, size.value, n_train, size.most)
-        return {"step": step, "order": state["order"], "rows": rows}
+    def shared_rows(step: jax.Array, count: int) -> jax.Array:
+        key = jax.random.key_data(jax.random.key(SHARED_ORDER))
+        return batches(key, step, count, experiment.lane_batch_size({}), n_train)
 
-    def shared_rows(batch_size: int, step: jax.Array) -> jax.Array:
-        return batch_indices(jax.random.key_data(jax.random.key(SHARED_ORDER)), step, batch_size, n_train)
-
-    def step(state: Any, hp: Hyperparameters, key: jax.Array, rows: Any = None) -> tuple[Any, jax.Array]:
+    def step(state: Any, hp: Hyperparameters, key: jax.Array, rows: jax.Array) -> tuple[Any, jax.Array]:
         kind, optimizer = kind_of(hp), optimizer_of(hp)
-        rows = state["rows"] if rows is None else rows
         batch = jax.tree.map(lambda a: a[rows], train)
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
@@ -352,13 +345,13 @@ def _build(experiment: Experiment) -> Task:
             value=loss, grad=grads, value_fn=lambda params: in_precision(loss_fn)(params)[0],
         )  # fmt: skip
         params = optax.apply_updates(state["params"], updates)
-        return {"params": params, "rest": rest, "opt": opt, **({} if shared else next_rows(state, hp))}, loss
+        return {**state, "params": params, "rest": rest, "opt": opt}, loss
 
     def evaluate(state: Any, hp: Hyperparameters) -> dict[str, jax.Array]:
         return in_precision(lambda: metrics_on(experiment, kind_of(hp), state, hp, valid, n_valid))()
 
-    shared_part = (lambda step: shared_rows(experiment.lane_batch_size({}), step)) if shared else None
-    return Task(init=init, step=step, evaluate=evaluate, has_loss=True, shared=shared_part)
+    rows_of: dict[str, Any] = {"shared": shared_rows} if shared else {"inputs": own_rows}
+    return Task(init=init, step=step, evaluate=evaluate, has_loss=True, **rows_of)
 
 
 def metrics_on(experiment: Experiment, kind: Any, state: Any, hp: Hyperparameters, part: Any, n: int) -> dict:

@@ -42,9 +42,11 @@ def structured(hp: Mapping[str, Any], limits: Mapping[str, Any]) -> Hyperparamet
 
 def with_structure(task: Task, limits: Mapping[str, Any]) -> Task:
     """A task whose functions receive `structured` settings."""
+    inputs = task.inputs
     return replace(
         task,
         init=lambda hp, key: task.init(structured(hp, limits), key),
         step=lambda state, hp, key, *more: task.step(state, structured(hp, limits), key, *more),
         evaluate=lambda state, hp: task.evaluate(state, structured(hp, limits)),
+        inputs=inputs and (lambda state, hp, step, count: inputs(state, structured(hp, limits), step, count)),
     )
