@@ -78,7 +78,7 @@ def test_the_width_of_vectors_goes_with_the_processor(monkeypatch, cpuinfo, bits
 
 
 def test_this_xla_knows_every_option(monkeypatch):
-    monkeypatch.setattr(compiling, "_options", lambda products: compiling.PRODUCTS | compiling.WIDE)
+    monkeypatch.setattr(compiling, "_options", lambda products: compiling.LEVEL | compiling.PRODUCTS | compiling.WIDE)
     monkeypatch.setattr(compiling, "_unknown", set())
     compiling.compiled(jax.jit(lambda x: 2 * x + 1).lower(jnp.ones(4096)), products=True)
     assert compiling._unknown == set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,8 +29,7 @@ class Job:
     begun: Paused | None = None  # where it goes on from, if it has trained before
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """One trial at the end of one segment."""
 
     trial: int

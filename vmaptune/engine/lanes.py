@@ -21,7 +21,7 @@ from vmaptune.engine.program import Program
 from vmaptune.engine.tiles import NEVER, Result
 
 
-@dataclass
+@dataclass(slots=True)
 class _Lane:
     job: Job | None = None
     done: int = 0  # steps dispatched
@@ -36,7 +36,7 @@ class _Chunk:
     state: Any = None
     hp: dict[str, np.ndarray] = field(default_factory=dict)  # [L] each
     seeds: np.ndarray | None = None  # [L] uint32
-    table: Any = None  # what the program is told of them, on the devices; None when that has changed
+    table: Any = None  # what the program is told of them; None when that has changed
 
     def live(self) -> list[_Lane]:
         return [lane for lane in self.lanes if lane.job is not None]
@@ -323,13 +323,14 @@ class Lanes:
     def _read(self) -> None:
         pending = self._pending.popleft()
         result = pending.result if isinstance(pending.result, Result) else self.program.read(pending.result)
+        bad, losses = result.bad.tolist(), result.loss.tolist()  # a list's numbers take the host a tenth of an array's
+        metrics = {name: values.tolist() for name, values in result.metrics.items()}
         points = []
         for i, job, done in pending.owners:
-            bad = int(result.bad[i])
-            metrics = {name: float(values[i]) for name, values in result.metrics.items()}
-            points.append(Point(job.trial, done, float(result.loss[i]), metrics, None if bad == NEVER else bad))
-            if bad != NEVER:
-                self.live_steps -= done - bad
+            measured = {name: values[i] for name, values in metrics.items()}
+            points.append(Point(job.trial, done, losses[i], measured, None if bad[i] == NEVER else bad[i]))
+            if bad[i] != NEVER:
+                self.live_steps -= done - bad[i]
         leaving = self.on_points(points)
         if not isinstance(leaving, Leaving):
             leaving = Leaving(leaving)

@@ -1,13 +1,13 @@
 """One group's compiled segment.
 
-A segment is: fresh lanes initialised (an executable of its own, run only when there are some), `n` training steps of
-every lane, one evaluation of every lane.
+A segment is: fresh lanes initialised, where there are some, `n` training steps of every lane, one evaluation of every
+lane.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -61,33 +61,36 @@ class Program:
         self._results, self._result_tree = jax.tree.flatten(result_shapes(functions))
         self.compile_seconds = 0.0
         self.memory_bytes = 0
-        self._fill, self._train = self._compile()
-        self._counts: dict[int, jax.Array] = {}
+        self._segment = self._compile()
+        self._told: dict[tuple[int, bool], jax.Array] = {}
 
-    def parts(self) -> list[tuple[Any, tuple[Any, ...]]]:
-        """The two functions to compile and their arguments' shapes: the one that fills, the one that trains."""
+    def segment(self) -> tuple[Any, tuple[Any, ...]]:
+        """The function to compile, which fills fresh lanes if told to, trains and measures; its arguments' shapes.
+
+        Filling has no executable of its own: its call would take as long as filling several lanes.
+        """
         table = _shape((self.plan.width, len(TABLE) + len(self.traced)), jnp.uint32, self.by_lane)
-        state, n = self.state_shapes(), _shape((), jnp.int32, self.everywhere)
+        state, told = self.state_shapes(), _shape((2,), jnp.int32, self.everywhere)
         # an accelerator would be idle with one lane
         cpu = jax.default_backend() == "cpu"
         fill = fill_one_by_one(self.functions) if cpu else device_of(filling(self.functions), self.plan)
         train = device_of(training(self.functions, self.uneven), self.plan)
 
-        def fill_of(consts: Any, state: Any, table: Any) -> Any:
-            hp, seeds, _, fresh = self._columns(table)
-            carry, _ = fill(consts, self._carry(state), hp, seeds, fresh)
-            return jax.tree.leaves(carry)
+        def segment(consts: Any, state: Any, table: Any, told: Any) -> Any:
+            hp, seeds, limits, fresh = self._columns(table)
 
-        def train_of(consts: Any, state: Any, table: Any, n: Any) -> Any:
-            hp, seeds, limits, _ = self._columns(table)
-            carry, result = train(consts, self._carry(state), hp, seeds, limits, n)
+            def filled(carry: Any) -> Any:
+                return fill(consts[0], carry, hp, seeds, fresh)[0]
+
+            n, fresh_ones = told
+            carry = lax.cond(fresh_ones != 0, filled, lambda carry: carry, self._carry(state))
+            carry, result = train(consts[1:], carry, hp, seeds, limits, n)
             results = jnp.stack([lax.bitcast_convert_type(column, jnp.uint32) for column in jax.tree.leaves(result)], 1)
             return jax.tree.leaves(carry), results
 
-        return [
-            (self._sharded(fill_of, 3), (self.consts[0], state, table)),
-            (self._sharded(train_of, 4), (self.consts[1:], state, table, n)),
-        ]
+        specs = (P(), P("lanes"), P("lanes"), P())
+        whole = jax.shard_map(segment, mesh=self.mesh, in_specs=specs, out_specs=P("lanes"), check_vma=False)
+        return jax.jit(whole, donate_argnums=1), (self.consts, state, table, told)
 
     def _columns(self, table: Any) -> tuple[Any, Any, Any, Any]:
         """Settings by name, seeds, limits and fresh lanes, each `[L]`, from the `table` that a call is told."""
@@ -98,28 +101,15 @@ class Program:
         }
         return settings, seeds, lax.bitcast_convert_type(limits, jnp.int32), fresh != 0
 
-    def _compile(self) -> tuple[Any, Any]:
-        """The two executables: one fills fresh lanes, the other trains and measures."""
+    def _compile(self) -> Any:
         started = time.perf_counter()
-        fill, train = (function.lower(*shapes) for function, shapes in self.parts())
-        # Filling runs once a trial and is long, straight code: optimising it fully takes longer than it ever runs. (At
-        # level 0 it compiles faster still, but a refill then takes as long as tens of training steps.)
-        quick = {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" else None
-        both = (
-            fill.compile(compiler_options=quick),
-            compiled(train, products=self.functions.step.compiled),
-        )
-        memory = both[1].memory_analysis()
+        function, shapes = self.segment()
+        executable = compiled(function.lower(*shapes), products=self.functions.step.compiled)
+        memory = executable.memory_analysis()
         if memory is not None:
             self.memory_bytes = int(memory.temp_size_in_bytes + memory.argument_size_in_bytes)
         self.compile_seconds = time.perf_counter() - started
-        return both
-
-    def _sharded(self, device: Callable[..., Any], count: int) -> Any:
-        """A device's function of `count` arguments over all devices; the second one's buffers are given up."""
-        specs = [P(), P("lanes"), P("lanes"), P()][:count]
-        whole = jax.shard_map(device, mesh=self.mesh, in_specs=tuple(specs), out_specs=P("lanes"), check_vma=False)
-        return jax.jit(whole, donate_argnums=1)
+        return executable
 
     def state_shapes(self) -> list[Any]:
         """A state of `plan.width` lanes as shapes: the arrays of the task's packed state, then the steps done and the
@@ -142,8 +132,8 @@ class Program:
         """A host array `[L, ...]`, or a tree of them, on the devices that hold its lanes."""
         return jax.device_put(arrays, self.by_lane)
 
-    def table(self, hp: Mapping[str, Any], seeds: Any, limits: Any, fresh: Any = False) -> Any:
-        """What a call is told of its lanes, `[L, D + 3]` uint32 on the devices.
+    def table(self, hp: Mapping[str, Any], seeds: Any, limits: Any, fresh: Any = False) -> np.ndarray:
+        """What a call is told of its lanes, `[L, D + 3]` uint32, on the host: put beforehand, it takes a call longer.
 
         Args:
           hp: the traced settings by name, `[L]` each, of their dtypes (numbers of four bytes).
@@ -155,15 +145,14 @@ class Program:
         table[:, 0], table[:, 1], table[:, 2] = seeds, np.asarray(limits, np.int32).view(np.uint32), fresh
         for k, (name, shape) in enumerate(self.traced.items(), len(TABLE)):
             table[:, k] = np.asarray(hp[name], shape.dtype).view(np.uint32)
-        return self.put(table)
+        return table
 
     def run(self, state: Any, table: Any, n: int, *, fill: bool = False) -> tuple[Any, Any]:
         """Dispatches one segment of `n` steps, with `fill` after its fresh lanes were initialised; returns at once."""
-        if fill:
-            state = self._fill(self.consts[0], state, table)
-        if n not in self._counts:
-            self._counts[n] = jax.device_put(np.int32(n), self.everywhere)
-        return self._train(self.consts[1:], state, table, self._counts[n])
+        told = (n, fill)
+        if told not in self._told:
+            self._told[told] = jax.device_put(np.array(told, np.int32), self.everywhere)
+        return self._segment(self.consts, state, table, self._told[told])
 
     def read(self, results: Any) -> Result:
         """A call's results on the host; waits for them."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,13 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-try:
-    from jax.experimental.xla_metadata import set_xla_metadata
-except ImportError:  # a JAX that has it elsewhere: what is transposed is computed again
-    set_xla_metadata = None  # type: ignore[assignment]
-
 from vmaptune.rewrite._columns import fills_no_vector
-from vmaptune.rewrite._walk import call_instead, inner_jaxprs
+from vmaptune.rewrite._walk import alone, call_instead, inner_jaxprs
 
 VECTOR = 8  # columns that a compiled product takes at once; the rest of a row goes one by one
 MOST_PADDED = 64  # columns, above which the rest is a small part
@@ -166,16 +160,8 @@ def _in_order(array: jax.Array, order: tuple[int, ...], shape: tuple[int, ...]) 
         return array.transpose(order).reshape(shape)
 
     # what lies in columns is in order already, as XLA finds if it sees it
-    return lax.optimization_barrier(moved(array) if fills_no_vector(array.shape) else _alone(moved, array))
-
-
-def _alone(function: Callable[[jax.Array], jax.Array], array: jax.Array) -> jax.Array:
-    """`function(array)` as a call that XLA does not inline, so that what comes before it is not computed again in it:
-    transposing the result of a product with the bias and the activation in the same loop takes 5 times as long."""
-    if set_xla_metadata is None:
-        return function(array)
-    with set_xla_metadata(inlineable="false"):
-        return jax.jit(function)(array)
+    # Transposing the result of a product with the bias and the activation in the same loop takes 5 times as long.
+    return lax.optimization_barrier(moved(array) if fills_no_vector(array.shape) else alone(moved, array))
 
 
 def products_are_short(jaxpr: Any) -> bool:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vmaptune.rewrite._walk import call_instead
+from vmaptune.rewrite._walk import alone, call_instead
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA  # of the key schedule
@@ -61,14 +61,21 @@ def draw(record: Draw, key: jax.Array, *data: jax.Array) -> jax.Array:
     counters that JAX takes: a place's number, or what is folded in.
     """
     words = jax.random.key_data(key)
-    if record.kind == "fold_in":
-        count = data[0]
-    else:
-        count = lax.iota(np.uint32, math.prod(record.shape)).reshape(record.shape)
-    first, second = threefry(words[0], words[1], jnp.zeros_like(count), count)
     if record.kind == "bits":
-        return first ^ second
-    return jax.random.wrap_key_data(jnp.stack([first, second], axis=-1), impl="threefry2x32")
+        return alone(lambda words: _bits(words, math.prod(record.shape)), words).reshape(record.shape)
+    if record.kind == "fold_in":
+        return jax.random.wrap_key_data(alone(_pair, words, data[0]), impl="threefry2x32")
+    count = lax.iota(np.uint32, math.prod(record.shape)).reshape(record.shape)
+    return jax.random.wrap_key_data(_pair(words, count), impl="threefry2x32")
+
+
+def _bits(words: jax.Array, n: int) -> jax.Array:
+    first, second = threefry(words[0], words[1], jnp.zeros(n, np.uint32), lax.iota(np.uint32, n))
+    return first ^ second
+
+
+def _pair(words: jax.Array, count: jax.Array) -> jax.Array:
+    return jnp.stack(threefry(words[0], words[1], jnp.zeros_like(count), count), axis=-1)
 
 
 def threefry(key0: jax.Array, key1: jax.Array, x0: jax.Array, x1: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,6 +10,11 @@ import jax
 from jax import lax
 from jax.extend import core
 
+try:
+    from jax.experimental.xla_metadata import set_xla_metadata
+except ImportError:  # pragma: no cover - where a future JAX keeps it elsewhere, calls are inlined
+    set_xla_metadata = None  # type: ignore[assignment]
+
 # Primitives whose jaxprs are what they compute, so that one may be exchanged for an equal one. A custom derivative's
 # rule lies in other parameters, and stays.
 CALLS = {
@@ -129,3 +134,12 @@ def _jitted(name: str, dtypes: tuple[Any, ...], function: Callable[..., Any], *f
 
     call.__name__ = name
     return jax.jit(call)
+
+
+def alone(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """`function(*arrays)` as a call that XLA does not inline, so that neither what comes before is computed again in
+    it nor what comes after in its loop. Barriers don't do that: XLA drops them before it fuses."""
+    if set_xla_metadata is None:
+        return function(*arrays)
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(function)(*arrays)
