@@ -36,7 +36,7 @@ class _Chunk:
     state: Any = None
     hp: dict[str, np.ndarray] = field(default_factory=dict)  # [L] each
     seeds: np.ndarray | None = None  # [L] uint32
-    table: Any = None  # what the program is told of them; None when that has changed
+    table: Any = None  # what the program is told of them, on the host at first; None when that has changed
 
     def live(self) -> list[_Lane]:
         return [lane for lane in self.lanes if lane.job is not None]
@@ -268,6 +268,8 @@ class Lanes:
         if chunk.table is None:
             limits = [lane.job.steps if lane.job else 0 for lane in chunk.lanes]
             chunk.table = self.program.table(chunk.hp, chunk.seeds, limits, False if fresh is None else fresh)
+        elif isinstance(chunk.table, np.ndarray):  # told again: from now on it needn't be sent
+            chunk.table = self.program.put(chunk.table)
         chunk.state, result = self.program.run(chunk.state, chunk.table, every, fill=fresh is not None)
         self.calls += 1
         self.lane_steps += every * self._lanes_held(chunk)
