@@ -26,14 +26,7 @@ def test_a_segment_lowers_for_another_platform(name, platform, monkeypatch):
     traced = lane_arguments(experiment.space, statics.traced)
     sample = {n: column[0] for n, column in experiment.space.sample(1, seed=0).items()}
     functions = LaneFunctions(task, {n: sample[n] for n in statics.static}, traced)
-    lowered = []
-
-    def fake(self):
-        jitted, shapes = self.segment()
-        lowered.append(export.export(jitted, platforms=[platform])(*shapes))
-
-    monkeypatch.setattr(Program, "_compile", fake)
-    Program(functions, traced, Plan(devices=1, lanes=8, every=4, tiles=2))
-    (segment,) = lowered
+    jitted, shapes = Program(functions, traced, Plan(devices=1, lanes=8, every=4, tiles=2), compile=False).segment()
+    segment = export.export(jitted, platforms=[platform])(*shapes)
     assert segment.platforms == (platform,)
     assert "stablehlo.while" in segment.mlir_module()

@@ -39,6 +39,7 @@ class Program:
     Args:
       uneven: whether a lane may reach its limit within a segment; it is frozen there then. It costs some
         percent of a step, so it is left out where segments divide all trials' steps.
+      compile: whether it is compiled at once, else by `compile` before it runs.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Program:
         shared: SharedArrays | None = None,
         *,
         uneven: bool = True,
+        compile: bool = True,
     ):
         self.functions, self.plan, self.traced, self.uneven = functions, plan, dict(traced), uneven
         self.mesh = lane_mesh(plan.devices)
@@ -59,10 +61,14 @@ class Program:
         self.consts = _on_devices(tuple(p.consts for p in parts), self.everywhere, shared)
         self._state = jax.eval_shape(pack, functions.state)  # one lane's
         self._results, self._result_tree = jax.tree.flatten(result_shapes(functions))
-        self.compile_seconds = 0.0
-        self.memory_bytes = 0
-        self._segment = self._compile()
         self._told: dict[tuple[int, bool], jax.Array] = {}
+        self.memory_bytes = 0
+        started = time.perf_counter()
+        function, shapes = self.segment()
+        self._lowered: Any = function.lower(*shapes)
+        self.compile_seconds = time.perf_counter() - started
+        if compile:
+            self.compile()
 
     def segment(self) -> tuple[Any, tuple[Any, ...]]:
         """The function to compile, which fills fresh lanes if told to, trains and measures; its arguments' shapes.
@@ -101,15 +107,18 @@ class Program:
         }
         return settings, seeds, lax.bitcast_convert_type(limits, jnp.int32), fresh != 0
 
-    def _compile(self) -> Any:
+    def compile(self) -> Program:
+        """Compiles what was lowered, unless it is. Python has no part in it, so that it holds up no other thread."""
+        if self._lowered is None:
+            return self
         started = time.perf_counter()
-        function, shapes = self.segment()
-        executable = compiled(function.lower(*shapes), products=self.functions.step.compiled)
-        memory = executable.memory_analysis()
+        self._segment = compiled(self._lowered, products=self.functions.step.compiled)
+        self._lowered = None
+        memory = self._segment.memory_analysis()
         if memory is not None:
             self.memory_bytes = int(memory.temp_size_in_bytes + memory.argument_size_in_bytes)
-        self.compile_seconds = time.perf_counter() - started
-        return executable
+        self.compile_seconds += time.perf_counter() - started
+        return self
 
     def state_shapes(self) -> list[Any]:
         """A state of `plan.width` lanes as shapes: the arrays of the task's packed state, then the steps done and the

@@ -42,6 +42,7 @@ class Group:
     why: str  # this plan
     capacity: int  # the most of its lanes that may live at once, were it alone
     step_seconds: float  # of one trial's step where all devices are busy, guessed from its operations
+    _begun: Program | None = None  # lowered; its compilation may be under way
     _program: Program | None = None
     evaluate_seconds: float | None = None  # of one call; timed when nothing else computes
 
@@ -114,9 +115,11 @@ class Groups:
         met, new = [], []
         for static, found in trials.items():
             met.append(self._groups.get(static) or self._trace(static, found))
-            if met[-1]._program is None and met[-1].number not in self._compiling:  # while the next one is traced
-                self._compiling[met[-1].number] = self._pool.submit(self._compile, met[-1])
-                new.append(met[-1])
+            group = met[-1]
+            if group._program is None and group.number not in self._compiling:
+                group._begun = self._lowered(group)  # here, since two threads that run Python take each other's time
+                self._compiling[group.number] = self._pool.submit(self._compile, group)  # while the next one is traced
+                new.append(group)
         with self.ledger.transaction():  # the plans first: a study that goes on takes them, whatever was compiled
             for group in new:
                 self._write(group)
@@ -187,12 +190,17 @@ class Groups:
         """Nothing more is compiled."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _compile(self, group: Group) -> Program:
+    def _lowered(self, group: Group) -> Program:
+        """A group's program, still to be compiled unless that was done when the structure was chosen."""
         _, built = self._built.get((self.statics.static, group.static), (None, None))
         if built is not None and built.plan == group.plan:
             return built
         uneven = group.steps % group.plan.every != 0
-        return Program(group.functions, self.traced, group.plan, self._shared, uneven=uneven)
+        return Program(group.functions, self.traced, group.plan, self._shared, uneven=uneven, compile=False)
+
+    def _compile(self, group: Group) -> Program:
+        assert group._begun is not None
+        return group._begun.compile()
 
     def _trace(self, static: tuple, trials: Sequence[Mapping[str, Any]]) -> Group:
         built = self._built.get((self.statics.static, static))
