@@ -77,7 +77,7 @@ def restore(lanes: Lanes, plain: Mapping[str, Any], arrays: Mapping[str, np.ndar
                 raise InputError(
                     f"the checkpoint does not fit the experiment's model: it holds {found.dtype}"
                     f"{list(found.shape[1:])} where the model has {leaf.dtype}{list(leaf.shape[1:])}; bring the "
-                    f"experiment back as it was, or begin another study with --fresh DIR"
+                    f"experiment, or the version of vmaptune, back as it was, or begin another study with --fresh DIR"
                 )
     lanes._turn = plain["turn"]
     if any(len(held) != width for held, _ in chunks):
