@@ -113,3 +113,13 @@ class Task:
                 "Task(): a step's fourth argument is either what all lanes have alike or the lane's own, but both "
                 "`shared` and `inputs` are given; leave one out"
             )
+
+    def taken(self, state: State, hp: Hyperparameters, step: jax.Array) -> tuple[Any, ...]:
+        """What one step takes in besides state, settings and key: its fourth argument, if it has one."""
+        if self.shared is not None:
+            several = self.shared(step, 1)
+        elif self.inputs is not None:
+            several = self.inputs(state, hp, step, 1)
+        else:
+            return ()
+        return (jax.tree.map(lambda array: array[0], several),)

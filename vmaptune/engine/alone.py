@@ -28,12 +28,8 @@ class Alone:
             return pack(functions.init.call(consts, arrays, seed))
 
         def step(consts: Any, state: Any, arrays: Any, seed: Any, done: Any) -> Any:
-            before, (step_consts, inputs_consts) = unpack(state, kinds), consts
-            if functions.lockstep:
-                several = functions.shared.call(functions.shared.consts, done)
-            else:
-                several = functions.inputs.call(inputs_consts, before, arrays, done)
-            taken = jax.tree.map(lambda a: a[0], several)
+            before, (step_consts, taken_consts) = unpack(state, kinds), consts
+            taken = functions.taken.call(taken_consts, before, arrays, done)
             state, loss = functions.step.call(step_consts, before, arrays, seed, done, taken)
             return pack(state), loss
 
@@ -52,7 +48,7 @@ class Alone:
 
         self._init, self._step, self._evaluate = jax.jit(init), jax.jit(step), jax.jit(evaluate)
         self._segment = jax.jit(segment)
-        self._consts = functions.step.consts, functions.inputs.consts
+        self._consts = functions.step.consts, functions.taken.consts
 
     def arrays(self, settings: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Traced settings as the step takes them: float32 or int32 scalars by name."""

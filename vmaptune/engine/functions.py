@@ -105,6 +105,10 @@ class LaneFunctions:
         def inputs(state: Any, arrays: Any, done: Any) -> Any:
             return task.inputs(state, settings(arrays), done, AHEAD) if task.inputs else ()
 
+        def taken(state: Any, arrays: Any, done: Any) -> Any:
+            found = task.taken(state, settings(arrays), done)
+            return found[0] if found else ()
+
         def step(state: Any, arrays: Any, seed: Any, done: Any, taken: Any) -> Any:
             key = jax.random.fold_in(trial_key(seed), done + 1)
             out = task.step(state, settings(arrays), key, *((taken,) if task.shared or task.inputs else ()))
@@ -128,10 +132,11 @@ class LaneFunctions:
         self.looks_ahead = task.shared is not None or task.inputs is not None
         self.shared = hoist(lambda done: task.shared(done, AHEAD) if task.shared else (), count)
         self.inputs = hoist(inputs, self.state, arrays, count)
+        self._taken = lambda: hoist(taken, self.state, arrays, count)
         several = self.shared.out if self.lockstep else self.inputs.out
-        taken = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), several)
+        of_one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), several)
         self.step = hoist(
-            step, self.state, arrays, seed, count, taken,
+            step, self.state, arrays, seed, count, of_one,
             compiles=products_are_short, one_batch=self.lockstep,
         )  # fmt: skip
         self._check_state()
@@ -157,6 +162,11 @@ class LaneFunctions:
                 + ("; ".join(differ[:4]) if same else f"{jax.tree.structure(before)} became "
                    f"{jax.tree.structure(after)}")
             )  # fmt: skip
+
+    @cached_property
+    def taken(self) -> Hoisted:
+        """What one step takes in, for whoever trains step by step."""
+        return self._taken()
 
     @cached_property
     def _costs(self) -> Costs:

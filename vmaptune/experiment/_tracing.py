@@ -154,7 +154,7 @@ def trace_failure(
         hp = Hyperparameters({name: arrays.get(name, value) for name, value in values.items()})
         key = jax.random.key(seed)
         state = task.init(hp, key)
-        out = task.step(state, hp, key, *_first_inputs(task, state, hp))
+        out = task.step(state, hp, key, *task.taken(state, hp, jnp.int32(0)))
         return state, out, checked_metrics(task.evaluate(state, hp), experiment.objective)
 
     try:
@@ -162,17 +162,6 @@ def trace_failure(
     except Exception as error:
         return error
     return None
-
-
-def _first_inputs(task: Task, state: Any, hp: Hyperparameters) -> tuple[Any, ...]:
-    """The fourth argument of a task's first step, where it takes one."""
-    if task.shared:
-        several = task.shared(jnp.int32(0), 1)
-    elif task.inputs:
-        several = task.inputs(state, hp, jnp.int32(0), 1)
-    else:
-        return ()
-    return (jax.tree.map(lambda a: a[0], several),)
 
 
 def raise_as_input_error(error: Exception, file: str | None, values: Mapping[str, Any]) -> None:

@@ -159,8 +159,8 @@ def _in_order(array: jax.Array, order: tuple[int, ...], shape: tuple[int, ...]) 
     def moved(array: jax.Array) -> jax.Array:
         return array.transpose(order).reshape(shape)
 
-    # what lies in columns is in order already, as XLA finds if it sees it
-    # Transposing the result of a product with the bias and the activation in the same loop takes 5 times as long.
+    # What lies in columns is in order already, as XLA finds if it sees it. Transposing the result of a
+    # product with the bias and the activation in the same loop takes 5 times as long.
     return lax.optimization_barrier(moved(array) if fills_no_vector(array.shape) else alone(moved, array))
 
 
