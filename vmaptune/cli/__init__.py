@@ -11,9 +11,8 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
-from vmaptune.cli import _export, _look, _new, _panda, _report, _rescue, _search, _watch
+from vmaptune.cli import _export, _look, _new, _panda, _process, _report, _rescue, _search, _watch
 from vmaptune.cli._common import FAILED, INTERRUPTED, MISTAKE, OK
 from vmaptune.errors import InputError, VmaptuneError
 
@@ -55,15 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command() -> None:
-    """One command as a process. After an interruption it ends at once: a program that still compiles would otherwise
-    be waited for."""
-    code = main()
-    if code == INTERRUPTED:
-        with suppress(OSError, ValueError):  # the terminal may be gone
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-    raise SystemExit(code)
+    """One command as a process."""
+    _process.begin()
+    _process.end(main())
 
 
 def build_parser() -> argparse.ArgumentParser:
