@@ -7,14 +7,14 @@ from pathlib import Path
 
 from vmaptune.study._progress import Listener
 
-SHARE = 0.05  # of a study's time that reports may take before its end
+SHARE = 0.02  # of a study's time that reports may take before its end
 FIRST_GUESS = 0.25  # seconds for the first one: what a report of 500 trials takes
 
 
 class RoundReport:
     """Writes the report after a round, where that costs little, and at the end.
 
-    A report of 500 trials takes a quarter of a second, so rounds of less than five seconds have none of their own; the
+    A report of 500 trials takes a quarter of a second, so rounds of less than twelve seconds have none of their own; the
     last round has one however short it was, and so has a study that was interrupted or failed.
 
     Without Plotly, which is optional, nothing is written and nothing said.
