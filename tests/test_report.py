@@ -414,11 +414,13 @@ def test_a_report_after_a_round_takes_its_share_of_the_time_and_one_at_the_end_a
     monkeypatch.setattr(_report, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr("vmaptune.view.report.write_report", write)
     report = _report.RoundReport(tmp_path, SimpleNamespace(note=pytest.fail))
-    for seconds, last in ((4, False), (2, False), (10, False), (11, False), (0.5, True), (0.5, True)):
+    for seconds, last, left in (
+        (12, False, 99), (1, False, 12), (1, False, 13), (49, False, 99), (2, False, 40), (1, False, 60), (1, True, 0), (1, True, 0),
+    ):  # fmt: skip
         now[0] += seconds
-        report.write(last=last)
-    # 4 s are too few for the guess of a quarter; then 6 s; 10 and, with the one before, 21 s of the 20 for the second
-    assert written == [6.0, 28.0, 29.5, 31.0]
+        report.write(last=last, left=left)
+    # 12.5 s are the guess of a quarter, so 12 s are too few, and so are 12 s until the last one; 50 s are the second's
+    assert written == [14.0, 67.0, 69.0, 71.0]
 
 
 # ---- what is written about it ------------------------------------------------------------------------

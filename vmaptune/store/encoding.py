@@ -51,7 +51,7 @@ def to_json(value: Any, name: str = "value") -> str:
 def from_json(text: str) -> Any:
     """The value that `to_json` was given. Raises StudyError when the text is not what `to_json` writes."""
     try:
-        return json.loads(text, object_hook=_untag, parse_constant=_refuse)
+        return _DECODER.decode(text)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise StudyError(f"expected JSON, but the ledger holds {text!r:.80}: {error}") from error
 
@@ -107,3 +107,6 @@ def _untag(found: dict[str, Any]) -> Any:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_hook=_untag, parse_constant=_refuse)  # json.loads makes one for each text

@@ -165,6 +165,11 @@ class Counts:
         """Seconds since the study began."""
         return self.clock() - self.started
 
+    def seconds_left(self) -> float:
+        """How long the study will go on, at its speed so far, compilation included."""
+        left = max(0, self.total_steps - self.steps_seen)
+        return self.total_seconds() * left / self.steps_seen if self.steps_seen else math.inf
+
     def progress(self) -> Progress:
         """Where the study stands now."""
         waiting = sum(lanes.waiting for lanes in self.lanes)

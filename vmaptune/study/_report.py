@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from vmaptune.study._progress import Listener
@@ -14,8 +17,9 @@ FIRST_GUESS = 0.25  # seconds for the first one: what a report of 500 trials tak
 class RoundReport:
     """Writes the report after a round, where that costs little, and at the end.
 
-    A report of 500 trials takes a quarter of a second, so rounds of less than twelve seconds have none of their own; the
-    last round has one however short it was, and so has a study that was interrupted or failed.
+    A report of 500 trials takes a quarter of a second, so rounds of less than twelve seconds have none of their own, nor
+    has one that ends less than that before the study's end; the last round has one however short it was, and so has a
+    study that was interrupted or failed.
 
     Without Plotly, which is optional, nothing is written and nothing said.
     """
@@ -24,11 +28,14 @@ class RoundReport:
         self._directory, self._listener, self._wanted = directory, listener, wanted
         self._cost = FIRST_GUESS
         self._since = time.perf_counter()
+        if wanted:  # now, since a core has nothing to do until the first program compiles
+            threading.Thread(target=_packed_javascript, daemon=True).start()
 
-    def write(self, *, last: bool = False) -> None:
-        """Writes it, unless it would take more than its share of the time since the one before."""
+    def write(self, *, last: bool = False, left: float = math.inf) -> None:
+        """Writes it, unless it would take more than its share of the time since the one before, or of the `left`
+        seconds until the last one."""
         started = time.perf_counter()
-        if not self._wanted or (not last and self._cost > SHARE * (started - self._since)):
+        if not self._wanted or (not last and self._cost > SHARE * min(started - self._since, left)):
             return
         try:
             from vmaptune.view.report import available, write_report
@@ -43,3 +50,11 @@ class RoundReport:
             )
         self._since = time.perf_counter()
         self._cost = self._since - started
+
+
+def _packed_javascript() -> None:
+    """Packs what every report holds; it is kept."""
+    with suppress(Exception):  # the report says what is wrong
+        from vmaptune.view.report._plotly import packed_javascript
+
+        packed_javascript()

@@ -204,7 +204,7 @@ class StudyRun:
     def write_views(self, *, last: bool = False) -> None:
         """What a person opens, made anew from the ledger."""
         trials_csv(self.ledger, self.directory / "trials.csv")
-        self.report.write(last=last)
+        self.report.write(last=last, left=self.counts.seconds_left())
 
     def first_params(self) -> Params:
         """Settings of one trial, to look at before any are drawn."""
