@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -76,15 +75,16 @@ def importance(
     if len(ranked) < LEAST_TRIALS or not np.isfinite(ranked).any():
         return []
     grids = [_Grid.of(space[name], [s.get(name) for s in settings]) for name in space]
-    found = np.array([grid.divergence(_best(ranked, target)) for grid in grids])
+    best = _best(ranked, target)
+    found = np.array([grid.divergences(best[None])[0] for grid in grids])
     rng = np.random.default_rng(seed)
-    again, shuffled = np.zeros((2, resamples, len(grids)))
-    for i in range(resamples):
-        drawn = rng.integers(len(ranked), size=len(ranked))
-        best = _best(ranked[drawn], target)
-        again[i] = [grid.divergence(best, drawn) for grid in grids]
-        best = rng.permutation(_best(ranked, target))
-        shuffled[i] = [grid.divergence(best) for grid in grids]
+    drawn, shuffled = [], []
+    for _ in range(resamples):
+        drawn.append(rng.integers(len(ranked), size=len(ranked)))
+        shuffled.append(rng.permutation(best))
+    again = np.array([_best(ranked[one], target) for one in drawn])
+    again = np.stack([grid.divergences(again, np.array(drawn)) for grid in grids], 1)
+    shuffled = np.stack([grid.divergences(np.array(shuffled)) for grid in grids], 1)
     total = float(found.sum()) or 1.0
     shares = again / np.maximum(again.sum(axis=1, keepdims=True), 1e-300)
     low, high = np.quantile(shares, [0.05, 0.95], axis=0)
@@ -103,7 +103,8 @@ def divergences(
     ranked = np.where(np.isfinite(values), np.asarray(values, np.float64), np.inf)
     best = _best(ranked, target)
     scale = (best.sum() / len(best)) ** 2
-    return {n: scale * _Grid.of(space[n], [s.get(n) for s in settings]).divergence(best) for n in space}
+    grids = {name: _Grid.of(space[name], [s.get(name) for s in settings]) for name in space}
+    return {name: scale * float(grid.divergences(best[None])[0]) for name, grid in grids.items()}
 
 
 def _best(ranked: np.ndarray, target: float) -> np.ndarray:
@@ -140,59 +141,64 @@ class _Grid:
         cell[off] = ordinary + int(zero.any())
         return cls(cell, ordinary, int(zero.any()) + int(off.any()), d.kind != "choice")
 
-    def divergence(self, best: np.ndarray, drawn: np.ndarray | None = None) -> float:
-        """The Pearson divergence of the best trials' density from that of all of them."""
-        cells = self.cell if drawn is None else self.cell[drawn]
-        top = self.density(cells[best])
-        all_ = self.whole if drawn is None else self.density(cells)
-        return float(all_ @ (top / all_ - 1) ** 2)
+    def divergences(self, best: np.ndarray, drawn: np.ndarray | None = None) -> np.ndarray:
+        """The Pearson divergences of the best trials' densities from those of all of them: `[R]`.
 
-    @cached_property
-    def whole(self) -> np.ndarray:
-        """The density of all trials."""
-        return self.density(self.cell)
+        Args:
+          best: which trials are the best, bool `[R, N]`.
+          drawn: which trials they are, `[R, N]`; without it all, in their order.
+        """
+        cells = np.broadcast_to(self.cell, best.shape) if drawn is None else self.cell[drawn]
+        top = self.densities(cells, best)
+        all_ = self.densities(cells[:1] if drawn is None else cells)
+        return (all_ * (top / all_ - 1) ** 2).sum(axis=1)
 
-    def density(self, cells: np.ndarray) -> np.ndarray:
-        """How likely each cell is: `[ordinary + apart]`."""
-        counts = np.bincount(cells, minlength=self.ordinary + self.apart).astype(np.float64)
-        main = counts[: self.ordinary]
+    def densities(self, cells: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
+        """How likely each cell is by the trials in `cells` `[R, N]`, or by those `chosen`: `[R, ordinary + apart]`."""
+        n = self.ordinary + self.apart
+        placed = cells + n * np.arange(len(cells))[:, None]
+        placed = placed.ravel() if chosen is None else placed[chosen]
+        counts = np.bincount(placed, minlength=n * len(cells)).reshape(-1, n).astype(np.float64)
+        main = counts[:, : self.ordinary]
         smooth = _parzen(main) if self.ordered else _categorical(main)
         if not self.apart:
             return smooth + 1e-12
-        weights = np.concatenate([[main.sum()], counts[self.ordinary :]]) + 0.5
-        weights /= weights.sum()
-        return np.concatenate([weights[0] * smooth, weights[1:]]) + 1e-12
+        weights = np.concatenate([main.sum(axis=1, keepdims=True), counts[:, self.ordinary :]], 1) + 0.5
+        weights /= weights.sum(axis=1, keepdims=True)
+        return np.concatenate([weights[:, :1] * smooth, weights[:, 1:]], 1) + 1e-12
 
 
 def _categorical(counts: np.ndarray) -> np.ndarray:
-    """One smoothed bump for each option that occurs, weighted by how often, and an even one."""
-    seen = np.flatnonzero(counts)
-    kernels = np.full((len(seen) + 1, len(counts)), 1.0 / (len(seen) + 1))
-    kernels[np.arange(len(seen)), seen] += 1
-    kernels /= kernels.sum(axis=1, keepdims=True)
-    weights = np.append(counts[seen], 1.0)
-    return weights @ kernels / weights.sum()
+    """One smoothed bump for each option that occurs, weighted by how often, and an even one: `[R, n]`."""
+    n = counts.shape[1]
+    total = counts.sum(axis=1, keepdims=True)
+    even = 1.0 / ((counts > 0).sum(axis=1, keepdims=True) + 1)  # what a bump adds to every option
+    return ((counts + total * even) / (1 + n * even) + 1 / n) / (total + 1)
 
 
 def _parzen(counts: np.ndarray) -> np.ndarray:
-    """A kernel density on cells 0, 1, ...: truncated Gaussians of Scott's width, and a wide one as the prior."""
-    n = len(counts)
-    seen = np.flatnonzero(counts)
-    weights = counts[seen]
-    if not len(seen):
-        return np.full(n, 1.0 / n)
-    total, sums = weights.sum(), np.cumsum(weights)
-    mean = seen @ weights / total
-    sigma = math.sqrt((seen - mean) ** 2 @ weights / max(1.0, total - 1))
-    first = seen[np.searchsorted(sums, total // 4, side="left")]
-    third = seen[min(len(seen) - 1, int(np.searchsorted(sums, total * 3 // 4, side="right")))]
-    sigma = 1.059 * min((third - first) / 1.34, sigma) * total**-0.2
-    centres = np.append(seen, (n - 1) / 2)
-    sigmas = np.append(np.full(len(seen), max(sigma, _LEAST_SIGMA)), float(n))
-    edges = ndtr((np.arange(n + 1)[None] - 0.5 - centres[:, None]) / sigmas[:, None])
-    kernels = np.diff(edges, axis=1) / (edges[:, -1:] - edges[:, :1])
-    mixture = np.append(weights, 1.0)
-    return mixture @ kernels / mixture.sum()
+    """A kernel density on cells 0, 1, ...: truncated Gaussians of Scott's width, and a wide one as the prior.
+
+    `counts` and the result are `[R, n]`.
+    """
+    n = counts.shape[1]
+    place, seen = np.arange(n), counts > 0
+    total, sums = counts.sum(axis=1, keepdims=True), counts.cumsum(axis=1)
+    some = np.maximum(total, 1)
+    mean = (counts * place).sum(axis=1, keepdims=True) / some
+    sigma = np.sqrt((counts * (place - mean) ** 2).sum(axis=1, keepdims=True) / np.maximum(1, total - 1))
+    first = (seen & (sums >= total // 4)).argmax(axis=1)[:, None]
+    third = (seen & (sums > total * 3 // 4)).argmax(axis=1)[:, None]
+    sigma = 1.059 * np.minimum((third - first) / 1.34, sigma) * some**-0.2
+    sigma = np.maximum(sigma, _LEAST_SIGMA)
+    # a kernel's mass up to an edge depends on how far the edge is from its centre alone
+    up_to = ndtr((np.arange(1 - n, n + 1) - 0.5) / sigma)
+    edges = np.lib.stride_tricks.sliding_window_view(up_to, n + 1, axis=1)[:, ::-1]  # [R, kernels, n + 1]
+    prior = ndtr((np.arange(n + 1) - n / 2) / n)
+    edges = np.append(edges, np.broadcast_to(prior, (len(counts), 1, n + 1)), 1)
+    weights = np.append(counts, np.ones((len(counts), 1)), 1)
+    mixture = (weights / (edges[..., -1] - edges[..., 0]))[:, None] @ edges
+    return np.diff(mixture[:, 0]) / weights.sum(axis=1, keepdims=True)
 
 
 def _has_none(d: Distribution) -> bool:
