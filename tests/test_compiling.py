@@ -11,6 +11,7 @@ import pytest
 
 from vmaptune.engine import compiling, processor
 
+OPTIONS = compiling.LEVEL | compiling.UNSPLIT | compiling.PRODUCTS | compiling.WIDE
 ASKED = """
 import os, sys
 {before}
@@ -78,7 +79,17 @@ def test_the_width_of_vectors_goes_with_the_processor(monkeypatch, cpuinfo, bits
 
 
 def test_this_xla_knows_every_option(monkeypatch):
-    monkeypatch.setattr(compiling, "_options", lambda products: compiling.LEVEL | compiling.PRODUCTS | compiling.WIDE)
+    monkeypatch.setattr(compiling, "_options", lambda products: OPTIONS)
     monkeypatch.setattr(compiling, "_unknown", set())
     compiling.compiled(jax.jit(lambda x: 2 * x + 1).lower(jnp.ones(4096)), products=True)
     assert compiling._unknown == set()
+
+
+def test_no_loop_is_split_over_the_threads_of_other_devices(monkeypatch):
+    lowered = jax.jit(lambda x: jnp.sin(x) * 2).lower(jnp.ones((512, 2048)))
+    split = "outer_dimension_partitions"
+    assert split in lowered.compile().as_text() or processor.cpu_cores() == 1
+    monkeypatch.setattr(compiling, "_every_core_is_a_device", lambda: True)
+    assert split not in compiling.compiled(lowered, products=False).as_text()
+    monkeypatch.setattr(compiling, "_every_core_is_a_device", lambda: False)
+    assert split in compiling.compiled(lowered, products=False).as_text() or processor.cpu_cores() == 1

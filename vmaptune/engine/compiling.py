@@ -26,6 +26,8 @@ EXTRA = "--xla_backend_extra_options"
 PRODUCTS = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_experimental_ynn_fusion_type": ""}
 # Level 3 unrolls loops over 32 numbers before they become vectors: a step of the smallest model takes 40 % longer.
 LEVEL = {"xla_backend_optimization_level": 2}
+# XLA splits large loops over threads, two and more for a device, while each core has a device of its own to compute.
+UNSPLIT = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
 WIDE = {"xla_cpu_prefer_vector_width": 512}  # all of training took 3 to 20 % less on AMD's Zen 5
 
 _unknown: set[str] = set()  # options that this version of XLA does not have
@@ -40,7 +42,7 @@ def ask_for_compiled_products() -> None:
 
 def products_are_compiled() -> bool:
     """Whether products are compiled with the program here: on CPUs of which each core is a device, if XLA was asked."""
-    return jax.default_backend() == "cpu" and jax.local_device_count() >= cpu_cores() and BY_XLA in _flags_of_xla()
+    return _every_core_is_a_device() and BY_XLA in _flags_of_xla()
 
 
 def compiled(lowered: Any, *, products: bool) -> Any:
@@ -69,7 +71,12 @@ def _options(products: bool) -> dict[str, Any]:
     if jax.default_backend() != "cpu":
         return {}
     compiled_products = PRODUCTS if products and products_are_compiled() else {}
-    return LEVEL | compiled_products | (WIDE if does_512_bits_whole() else {})
+    unsplit = UNSPLIT if _every_core_is_a_device() else {}
+    return LEVEL | unsplit | compiled_products | (WIDE if does_512_bits_whole() else {})
+
+
+def _every_core_is_a_device() -> bool:
+    return jax.default_backend() == "cpu" and jax.local_device_count() >= cpu_cores()
 
 
 def _tile() -> str:
