@@ -60,5 +60,3 @@ def test_blas_threads_sleep_unless_the_person_says_otherwise():
     show = "import os; print(os.environ['OPENBLAS_THREAD_TIMEOUT'])"
     assert end(0, show).stdout == "4\n"
     assert end(0, show, OPENBLAS_THREAD_TIMEOUT="20").stdout == "20\n"
-
-

@@ -415,7 +415,8 @@ def test_a_report_after_a_round_takes_its_share_of_the_time_and_one_at_the_end_a
     monkeypatch.setattr("vmaptune.view.report.write_report", write)
     report = _report.RoundReport(tmp_path, SimpleNamespace(note=pytest.fail))
     for seconds, last, left in (
-        (12, False, 99), (1, False, 12), (1, False, 13), (49, False, 99), (2, False, 40), (1, False, 60), (1, True, 0), (1, True, 0),
+        (12, False, 99), (1, False, 12), (1, False, 13), (49, False, 99),
+        (2, False, 40), (1, False, 60), (1, True, 0), (1, True, 0),
     ):  # fmt: skip
         now[0] += seconds
         report.write(last=last, left=left)

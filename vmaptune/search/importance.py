@@ -78,13 +78,13 @@ def importance(
     best = _best(ranked, target)
     found = np.array([grid.divergences(best[None])[0] for grid in grids])
     rng = np.random.default_rng(seed)
-    drawn, shuffled = [], []
-    for _ in range(resamples):
-        drawn.append(rng.integers(len(ranked), size=len(ranked)))
-        shuffled.append(rng.permutation(best))
-    again = np.array([_best(ranked[one], target) for one in drawn])
-    again = np.stack([grid.divergences(again, np.array(drawn)) for grid in grids], 1)
-    shuffled = np.stack([grid.divergences(np.array(shuffled)) for grid in grids], 1)
+    drawn, mixed = np.zeros((resamples, len(ranked)), int), np.zeros((resamples, len(ranked)), bool)
+    for i in range(resamples):
+        drawn[i] = rng.integers(len(ranked), size=len(ranked))
+        mixed[i] = rng.permutation(best)
+    best_drawn = np.array([_best(ranked[one], target) for one in drawn])
+    again = np.stack([grid.divergences(best_drawn, drawn) for grid in grids], 1)
+    shuffled = np.stack([grid.divergences(mixed) for grid in grids], 1)
     total = float(found.sum()) or 1.0
     shares = again / np.maximum(again.sum(axis=1, keepdims=True), 1e-300)
     low, high = np.quantile(shares, [0.05, 0.95], axis=0)

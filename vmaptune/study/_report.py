@@ -17,9 +17,9 @@ FIRST_GUESS = 0.25  # seconds for the first one: what a report of 500 trials tak
 class RoundReport:
     """Writes the report after a round, where that costs little, and at the end.
 
-    A report of 500 trials takes a quarter of a second, so rounds of less than twelve seconds have none of their own, nor
-    has one that ends less than that before the study's end; the last round has one however short it was, and so has a
-    study that was interrupted or failed.
+    A report of 500 trials takes a quarter of a second, so rounds of less than twelve seconds have none of their own,
+    nor has one that ends less than that before the study's end; the last round has one however short it was, and so
+    has a study that was interrupted or failed.
 
     Without Plotly, which is optional, nothing is written and nothing said.
     """
