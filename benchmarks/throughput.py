@@ -4,11 +4,11 @@
                                     [--repeats N] [--seconds S] [--plan PLAN] [--device gpu]
 
 Every method runs in a process of its own, gets its best honest setting (a few are tried, the fastest kept), is
-warmed up, and is then timed in repeats that are interleaved with all others'; a row is the median. A repeat in
-which other processes took more than 8 % of the machine is taken again, at most as often as there are repeats; a row
-of which most were disturbed is marked with ~ and not judged. Training alone is timed; evaluation, imports and
-compilation are given apart, the latter two also included (`us_included`: spread over a job of 256 models and 1,000
-steps). `ratio` is a row's time over vmaptune's of the same run: own batches per lane against own, all others against
+warmed up, and is then timed in repeats that are interleaved with all others' (Ray's come after them, since its
+services would disturb them); a row is the median. A repeat in which other processes took more than 4 % of the machine
+is taken again, at most as often as there are repeats; a row of which most were disturbed is marked with ~ and not
+judged. Training alone is timed; evaluation, imports and compilation are given apart, the latter two also included
+(`us_included`: spread over a job of 256 models and 1,000 steps). `ratio` is a row's time over vmaptune's of the same run: own batches per lane against own, all others against
 one order shared by the lanes. Needs the extra `.[bench]`; without a peer its row says "not installed".
 
 On a GPU (`--device gpu`) workloads have more lanes, and other bars; it needs JAX's own CUDA extra.
@@ -38,7 +38,7 @@ from throughput_table import Row, bars, merged, row_of, table, verdict, with_rat
 from works import WORKS
 
 GPU_LANES = {"mlp_32_64": 1024, "mlp_256_128": 4096, "cnn_28_8": 256, "cnn_8_16": 256}
-DISTURBED = 0.08  # a repeat is taken again when others had more of the machine than this
+DISTURBED = 0.04  # a repeat is taken again when others had more of the machine than this
 PEERS = Path(__file__).parent / "peers"
 Candidate = tuple[dict[str, str], dict[str, Any]]  # environment, options
 
@@ -152,8 +152,9 @@ class Worker:
             self.times.append({**reply, "foreign": foreign_share(before, moment(self.process.pid))})
 
     def clean(self) -> list[Row]:
-        """The repeats that nothing disturbed."""
-        return [t for t in self.times if t["foreign"] <= DISTURBED]
+        """The repeats that nothing disturbed; a slow method's services count as others'."""
+        slow = METHODS[self.method].slow
+        return [t for t in self.times if slow or t["foreign"] <= DISTURBED]
 
     def quit(self) -> None:
         if hasattr(self, "process"):
@@ -235,7 +236,7 @@ def prepared(work: str, methods: Sequence[str], args: argparse.Namespace) -> lis
 
 
 def timed(workers: Sequence[Worker], args: argparse.Namespace) -> list[Row]:
-    """The rows of one workload: its workers, timed in turns."""
+    """The rows of these workers of one workload, timed in turns."""
     began = time.perf_counter()
     for _ in range(2 * args.repeats):
         if args.limit and time.perf_counter() - began > args.limit:
@@ -249,7 +250,7 @@ def timed(workers: Sequence[Worker], args: argparse.Namespace) -> list[Row]:
             each = [worker.ask("evaluate") for _ in range(3)]
             if worker.note is None:
                 worker.about["us_per_evaluation"] = statistics.median(e["seconds"] / e["models"] * 1e6 for e in each)
-    return with_ratios([worker.row() for worker in workers])
+    return [worker.row() for worker in workers]
 
 
 def run(works: Sequence[str], methods: Sequence[str], args: argparse.Namespace) -> Iterator[list[Row]]:
@@ -263,8 +264,15 @@ def run(works: Sequence[str], methods: Sequence[str], args: argparse.Namespace) 
         all_workers = [[] for _ in works]
     for work, workers in zip(works, all_workers, strict=True):
         try:
-            workers = workers or prepared(work, methods, args)
-            yield timed(workers, args)
+            rows = []
+            for slow in (False, True):  # Ray's services take a fifth of two cores even while nothing is asked of them
+                workers = workers or prepared(work, [m for m in methods if METHODS[m].slow == slow], args)
+                rows += timed(workers, args)
+                while workers:
+                    workers.pop().quit()
+                if args.wait_for:
+                    break  # all were prepared, and timed together
+            yield with_ratios(rows)
         finally:
             for worker in workers:
                 worker.quit()
