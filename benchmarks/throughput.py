@@ -8,8 +8,9 @@ warmed up, and is then timed in repeats that are interleaved with all others' (R
 services would disturb them); a row is the median. A repeat in which other processes took more than 4 % of the machine
 is taken again, at most as often as there are repeats; a row of which most were disturbed is marked with ~ and not
 judged. Training alone is timed; evaluation, imports and compilation are given apart, the latter two also included
-(`us_included`: spread over a job of 256 models and 1,000 steps). `ratio` is a row's time over vmaptune's of the same run: own batches per lane against own, all others against
-one order shared by the lanes. Needs the extra `.[bench]`; without a peer its row says "not installed".
+(`us_included`: spread over a job of 256 models and 1,000 steps). `ratio` is a row's time over vmaptune's of the same
+run: own batches per lane against own, all others against one order shared by the lanes. Needs the extra `.[bench]`;
+without a peer its row says "not installed".
 
 On a GPU (`--device gpu`) workloads have more lanes, and other bars; it needs JAX's own CUDA extra.
 
