@@ -111,3 +111,15 @@ def test_bad_input_is_named():
         importance(SPACE, [], [], target=1.5)
     with pytest.raises(vt.InputError, match="as many"):
         importance(SPACE, rows(SPACE, 30, 0), [1.0] * 29)
+
+
+def test_each_row_of_counts_has_the_density_that_it_has_alone_and_nothing_counted_is_even():
+    from vmaptune.search.importance import _categorical, _parzen
+
+    rows = np.random.default_rng(0).integers(0, 4, (6, 12)).astype(float)
+    rows[2], rows[3] = 0, np.eye(12)[5]
+    for density in (_parzen, _categorical):
+        found = density(rows)
+        assert np.array_equal(found, np.concatenate([density(row[None]) for row in rows]))
+        assert np.allclose(found.sum(axis=1), 1)
+        assert np.allclose(found[2], 1 / 12)

@@ -177,7 +177,8 @@ def _categorical(counts: np.ndarray) -> np.ndarray:
 
 
 def _parzen(counts: np.ndarray) -> np.ndarray:
-    """A kernel density on cells 0, 1, ...: truncated Gaussians of Scott's width, and a wide one as the prior.
+    """A kernel density on cells 0, 1, ...: truncated Gaussians of Scott's width, and a wide one as the prior; even
+    where there are no counts.
 
     `counts` and the result are `[R, n]`.
     """
@@ -198,7 +199,7 @@ def _parzen(counts: np.ndarray) -> np.ndarray:
     edges = np.append(edges, np.broadcast_to(prior, (len(counts), 1, n + 1)), 1)
     weights = np.append(counts, np.ones((len(counts), 1)), 1)
     mixture = (weights / (edges[..., -1] - edges[..., 0]))[:, None] @ edges
-    return np.diff(mixture[:, 0]) / weights.sum(axis=1, keepdims=True)
+    return np.where(total, np.diff(mixture[:, 0]) / weights.sum(axis=1, keepdims=True), 1 / n)
 
 
 def _has_none(d: Distribution) -> bool:
