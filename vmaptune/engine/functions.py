@@ -18,7 +18,7 @@ from jax import lax
 from vmaptune.engine.compiling import products_are_compiled
 from vmaptune.engine.plan import Costs
 from vmaptune.errors import InputError
-from vmaptune.rewrite import fit_for_cpu, products_are_short, with_fast_convolutions
+from vmaptune.rewrite import NOTHING, fit_for_cpu, products_are_short, what_to_turn, with_fast_convolutions
 from vmaptune.task import Hyperparameters, Task
 
 AHEAD = 8  # steps whose inputs are worked out together
@@ -34,6 +34,7 @@ class Hoisted(NamedTuple):
     jaxpr: Any  # as traced
     fitted: Any  # as it is computed on this device
     compiled: bool  # whether its products are to be compiled with the program
+    columns: tuple[bool, ...]  # of each array that it carries from call to call, whether it lies column by column
 
 
 def hoist(
@@ -41,18 +42,22 @@ def hoist(
     *args: Any,
     compiles: Callable[[Any], bool] = lambda jaxpr: False,
     one_batch: bool = False,
+    carried: int = 0,
 ) -> Hoisted:
     """Traces `function` for one lane and turns what it closes over into arguments.
 
     `compiles` says of its jaxpr whether products are to be compiled with the program, where they can be, `one_batch`
-    that all lanes train on the same batch.
+    that all lanes train on the same batch, `carried` how many arrays it is given first and returns first, anew.
     """
     closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
     tree = jax.tree.structure(out)
     fitted = closed.jaxpr
     compiled_products = products_are_compiled() and compiles(fitted)
+    turned, states = NOTHING, list(zip(fitted.invars[:carried], fitted.outvars, strict=False))
+    if compiled_products:
+        turned = what_to_turn(fitted, states, one_batch)
     if jax.default_backend() == "cpu":
-        fitted = fit_for_cpu(fitted, compiled_products=compiled_products, one_batch=one_batch)
+        fitted = fit_for_cpu(fitted, compiled_products=compiled_products, one_batch=one_batch, turned=turned)
 
     def call(consts: Any, *values: Any) -> Any:
         flat = jax.core.eval_jaxpr(fitted, consts, *jax.tree.leaves(values))
@@ -61,7 +66,8 @@ def hoist(
     def lower() -> Any:
         return jax.jit(call).lower(tuple(closed.consts), *args)
 
-    return Hoisted(call, tuple(closed.consts), out, lower, closed.jaxpr, fitted, compiled_products)
+    columns = tuple(before in turned.columns for before, _ in states)
+    return Hoisted(call, tuple(closed.consts), out, lower, closed.jaxpr, fitted, compiled_products, columns)
 
 
 def is_key(leaf: Any) -> bool:
@@ -137,13 +143,22 @@ class LaneFunctions:
         of_one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), several)
         self.step = hoist(
             step, self.state, arrays, seed, count, of_one,
-            compiles=products_are_short, one_batch=self.lockstep,
+            compiles=products_are_short, one_batch=self.lockstep, carried=len(jax.tree.leaves(self.state)),
         )  # fmt: skip
         self._check_state()
         # the experiment exchanges a training step's convolutions itself, before differentiation
         self.evaluate = hoist(
             with_fast_convolutions(evaluate), self.state, arrays, compiles=lambda _: self.step.compiled
         )
+
+    def held(self, state: Any) -> Any:
+        """A packed state as lanes hold it: matrices that lie column by column in a step are held transposed.
+
+        The leaves may have axes before their own, and may be NumPy arrays; the same function is its own inverse.
+        """
+        flat, structure = jax.tree.flatten(state)
+        flat = [a.swapaxes(-1, -2) if t else a for a, t in zip(flat, self.step.columns, strict=True)]
+        return jax.tree.unflatten(structure, flat)
 
     def _check_state(self) -> None:
         before, after = self.state, self.step.out[0]

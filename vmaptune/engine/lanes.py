@@ -231,11 +231,11 @@ class Lanes:
 
     def _bring_back(self, chunk: _Chunk, back: Mapping[int, Paused]) -> None:
         """Writes the states of trials that go on into their lanes: a copy on the host, which compiles nothing."""
-        leaves = [np.array(leaf) for leaf in jax.device_get(chunk.state)]
+        leaves = self.program.on_host(chunk.state)
         for i, paused in back.items():
             for leaf, value in zip(leaves, paused.leaves, strict=True):
                 leaf[i] = value
-        chunk.state = [self.program.put(leaf) for leaf in leaves]
+        chunk.state = self.program.on_devices(leaves)
 
     def _enter(self, chunk: _Chunk, i: int, job: Job, done: int) -> None:
         """Puts a trial into lane `i`, `done` steps after its start."""
@@ -288,7 +288,7 @@ class Lanes:
                 lane.job = None
         self._pending.append(_Pending(chunk, owners, result))
         if finished:  # before the next segment takes the buffers
-            host = self.program.task_state(jax.device_get(chunk.state))
+            host = self.program.task_state(self.program.on_host(chunk.state))
             for i, job in finished:
                 self.on_state(job, jax.tree.map(lambda a, i=i: np.array(a[i]), host))  # type: ignore[misc]
 
@@ -352,7 +352,7 @@ class Lanes:
         """Takes the states of trials out of a call's lanes; it has not gone on since their points."""
         assert self.prompt
         assert self.on_pause is not None
-        leaves = [np.asarray(leaf) for leaf in jax.device_get(chunk.state)]
+        leaves = self.program.on_host(chunk.state)
         for i, lane in enumerate(chunk.lanes):
             if lane.job is not None and lane.job.trial in trials:
                 self.on_pause(lane.job, Paused(lane.done, tuple(np.array(leaf[i]) for leaf in leaves)))

@@ -23,7 +23,7 @@ def take(lanes: Lanes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays: dict[str, np.ndarray] = {}
     for c, chunk in enumerate(lanes._chunks):
         if chunk.state is not None:
-            arrays |= {f"chunk{c}.{i}": _copy(leaf) for i, leaf in enumerate(chunk.state)}
+            arrays |= {f"chunk{c}.{i}": leaf for i, leaf in enumerate(lanes.program.on_host(chunk.state))}
     for p, pending in enumerate(lanes._pending):
         arrays |= {f"pending{p}.{name}": _copy(array) for name, array in _by_name(lanes, pending.result).items()}
     plain = {
@@ -91,7 +91,7 @@ def restore(lanes: Lanes, plain: Mapping[str, Any], arrays: Mapping[str, np.ndar
             trial, done = held[i]
             lanes._enter(chunk, i, jobs[trial], done)
         if taken:
-            chunk.state = [lanes.program.put(np.array(leaf)) for leaf in state]
+            chunk.state = lanes.program.on_devices(state)
             mask = np.zeros(width, bool)
             mask[taken] = True
             _settle_idle_lanes(chunk, mask, range(width))

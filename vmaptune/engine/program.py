@@ -60,6 +60,7 @@ class Program:
         shared = shared if shared is not None else {}
         self.consts = _on_devices(tuple(p.consts for p in parts), self.everywhere, shared)
         self._state = jax.eval_shape(pack, functions.state)  # one lane's
+        self._across = (*functions.step.columns, False, False)  # of each array of a state, whether held transposed
         self._results, self._result_tree = jax.tree.flatten(result_shapes(functions))
         self._told: dict[tuple[int, bool], jax.Array] = {}
         self.memory_bytes = 0
@@ -76,7 +77,7 @@ class Program:
         Filling has no executable of its own: its call would take as long as filling several lanes.
         """
         table = _shape((self.plan.width, len(TABLE) + len(self.traced)), jnp.uint32, self.by_lane)
-        state, told = self.state_shapes(), _shape((2,), jnp.int32, self.everywhere)
+        state, told = self._held_shapes(), _shape((2,), jnp.int32, self.everywhere)
         # an accelerator would be idle with one lane
         cpu = jax.default_backend() == "cpu"
         fill = fill_one_by_one(self.functions) if cpu else device_of(filling(self.functions), self.plan)
@@ -122,9 +123,24 @@ class Program:
 
     def state_shapes(self) -> list[Any]:
         """A state of `plan.width` lanes as shapes: the arrays of the task's packed state, then the steps done and the
-        first bad step. It is a plain list, since models' own trees take the host longer than a call does."""
+        first bad step. It is a plain list, since models' own trees take the host longer than a call does. The devices
+        may hold some of them transposed."""
         lane = [*jax.tree.leaves(self._state), *[jax.ShapeDtypeStruct((), jnp.int32)] * 2]
         return [_shape((self.plan.width, *s.shape), s.dtype, self.by_lane) for s in lane]
+
+    def _held_shapes(self) -> list[Any]:
+        return [_shape(s.shape[:-2] + s.shape[:-3:-1], s.dtype, s.sharding) if across else s
+                for s, across in zip(self.state_shapes(), self._across, strict=True)]  # fmt: skip
+
+    def on_host(self, state: Any) -> list[np.ndarray]:
+        """A state's arrays of `state_shapes`, however the devices hold them: copies, which no call takes."""
+        arrays = zip(jax.device_get(state), self._across, strict=True)
+        return [np.array(a.swapaxes(-1, -2) if across else a, order="C") for a, across in arrays]
+
+    def on_devices(self, leaves: Any) -> list[Any]:
+        """The inverse of `on_host`."""
+        arrays = zip(leaves, self._across, strict=True)
+        return [self.put(np.array(a.swapaxes(-1, -2) if across else a, order="C")) for a, across in arrays]
 
     def task_state(self, state: Any) -> Any:
         """The task's part of a state, as the task's own tree, packed."""
@@ -135,7 +151,7 @@ class Program:
 
     def empty(self) -> Any:
         """A state of zeros, to be filled by a first segment in which every lane is fresh."""
-        return [self.put(np.zeros(s.shape, s.dtype)) for s in self.state_shapes()]
+        return [self.put(np.zeros(s.shape, s.dtype)) for s in self._held_shapes()]
 
     def put(self, arrays: Any) -> Any:
         """A host array `[L, ...]`, or a tree of them, on the devices that hold its lanes."""

@@ -77,7 +77,7 @@ def filling(functions: LaneFunctions) -> Tile:
     """One tile's fresh lanes initialised."""
 
     def fill(consts: Any, lane: Any, arrays: Any, seed: Any, fresh: Any) -> Any:
-        first = (pack(functions.init.call(consts, arrays, seed)), jnp.int32(0), jnp.int32(NEVER))
+        first = (functions.held(pack(functions.init.call(consts, arrays, seed))), jnp.int32(0), jnp.int32(NEVER))
         return _either(fresh, first, lane)
 
     def run(consts: Any, carry: Any, hp: Any, seeds: Any, fresh: Any) -> Any:
@@ -95,7 +95,7 @@ def fill_one_by_one(functions: LaneFunctions) -> Callable[..., Any]:
         def one(i: Any, lanes: Any) -> Any:
             place = places[i]
             arrays, seed = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, place, 0, keepdims=False), (hp, seeds))
-            first = (pack(functions.init.call(consts, arrays, seed)), jnp.int32(0), jnp.int32(NEVER))
+            first = (functions.held(pack(functions.init.call(consts, arrays, seed))), jnp.int32(0), jnp.int32(NEVER))
             return jax.tree.map(lambda all_, new: lax.dynamic_update_index_in_dim(all_, new, place, 0), lanes, first)
 
         return lax.fori_loop(0, fresh.sum(), one, carry), ()
@@ -106,11 +106,14 @@ def fill_one_by_one(functions: LaneFunctions) -> Callable[..., Any]:
 def training(functions: LaneFunctions, uneven: bool) -> Tile:
     """A segment of one tile's lanes."""
 
+    def of_task(state: Any) -> Any:
+        return unpack(functions.held(state), functions.key_kinds)
+
     def step(given: Any, lane: Any, own: Any, arrays: Any, seed: Any, limit: Any) -> Any:
         (state, done, bad, total), (consts, alike) = lane, given
-        before = unpack(weights_in_columns(state), functions.key_kinds)
+        before = of_task(weights_in_columns(state))
         new, loss = functions.step.call(consts, before, arrays, seed, done, alike if functions.lockstep else own)
-        new, after = weights_in_columns(pack(new)), done + 1
+        new, after = weights_in_columns(functions.held(pack(new))), done + 1
         if uneven:
             new, after, loss = _either(done < limit, (new, after, loss), (state, done, jnp.float32(0)))
         if functions.has_loss:
@@ -119,11 +122,11 @@ def training(functions: LaneFunctions, uneven: bool) -> Tile:
 
     def inputs(consts: Any, lane: Any, arrays: Any) -> Any:
         state, done, _, _ = lane
-        return functions.inputs.call(consts, unpack(state, functions.key_kinds), arrays, done)
+        return functions.inputs.call(consts, of_task(state), arrays, done)
 
     def measure(consts: Any, lane: Any, before: Any, arrays: Any) -> Any:
         state, done, bad, total = lane
-        metrics = functions.evaluate.call(consts, unpack(state, functions.key_kinds), arrays)
+        metrics = functions.evaluate.call(consts, of_task(state), arrays)
         metrics = {name: jnp.where(bad == NEVER, value, jnp.nan) for name, value in metrics.items()}
         # A lane that went wrong is frozen as it was at the segment's start: once a segment, since a choice in each
         # step costs some percent of it, and since its state is spoilt a step before its loss shows it.

@@ -8,11 +8,14 @@ from vmaptune.rewrite._jaxpr import find_convolutions, with_fast_convolutions
 from vmaptune.rewrite._pooling import PoolShape, pool
 from vmaptune.rewrite._precision import with_bfloat16_products
 from vmaptune.rewrite._products import products_are_short
+from vmaptune.rewrite._turned import NOTHING, Turned, what_to_turn
 
 __all__ = [
+    "NOTHING",
     "Choice",
     "ConvShape",
     "PoolShape",
+    "Turned",
     "convolve",
     "default_choice",
     "fastest",
@@ -22,6 +25,7 @@ __all__ = [
     "pool",
     "products_are_short",
     "weights_in_columns",
+    "what_to_turn",
     "with_bfloat16_products",
     "with_fast_convolutions",
 ]

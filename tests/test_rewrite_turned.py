@@ -1,0 +1,266 @@
+"""Training steps with the examples innermost: a plain Optax loop is the oracle, a trial's bits stay its own."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vmaptune.engine.functions import LaneFunctions
+from vmaptune.engine.lanes import Job, Lanes, Paused
+from vmaptune.engine.plan import Plan
+from vmaptune.engine.program import Program
+from vmaptune.rewrite import NOTHING, fit_for_cpu, what_to_turn
+from vmaptune.task import Task
+
+TRACED = {"rate": jax.ShapeDtypeStruct((), jnp.float32)}
+ROWS, INPUTS = 96, 6
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+X, Y = normal(0, ROWS, INPUTS), jnp.arange(ROWS) % 5
+
+
+def classifier(params, x):
+    *hidden, last = params
+    for w, b in hidden:
+        x = jnp.tanh(x @ w + b)
+    return x @ last[0] + last[1]
+
+
+def loss_of(params, rows):
+    return optax.softmax_cross_entropy_with_integer_labels(classifier(params, X[rows]), Y[rows]).mean()
+
+
+def task_of(units: tuple[int, ...], examples: int, one_batch: bool = True) -> Task:
+    """A classifier of five classes, trained with Adam at the setting `rate`."""
+    widths = (INPUTS, *units, 5)
+
+    def init(hp, key):
+        keys = jax.random.split(key, len(widths) - 1)
+        shapes = list(pairwise(widths))
+        params = [(jax.random.normal(k, s) * s[0] ** -0.5, jnp.zeros(s[1])) for k, s in zip(keys, shapes, strict=True)]
+        return params, optax.adam(0.1).init(params)
+
+    def step(state, hp, key, rows):
+        params, adam = state
+        loss, gradient = jax.value_and_grad(loss_of)(params, rows)
+        change, adam = optax.adam(hp.rate).update(gradient, adam)
+        return (optax.apply_updates(params, change), adam), loss
+
+    def rows_of(seed, done):
+        return jax.random.randint(jax.random.fold_in(jax.random.key(seed), done), (examples,), 0, ROWS)
+
+    def shared(done, count):
+        return jax.vmap(lambda i: rows_of(7, done + i))(jnp.arange(count))
+
+    def inputs(state, hp, done, count):
+        return shared(done, count)
+
+    def evaluate(state, hp):
+        return {"loss": loss_of(state[0], jnp.arange(ROWS))}
+
+    given = {"shared": shared} if one_batch else {"inputs": inputs}
+    return Task(init, step, evaluate, has_loss=True, **given)
+
+
+def plain_loop(units, examples, seed, rate, steps):
+    """The weights and losses that Optax gives, a step at a time, without anything of the engine but the key."""
+    task = task_of(units, examples)
+    hp = type("HP", (), {"rate": rate})
+    state = task.init(hp, jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), 0))
+    losses = []
+    for t in range(steps):
+        state, loss = jax.jit(lambda state, rows: task.step(state, hp, None, rows))(state, task.shared(t, 1)[0])
+        losses.append(float(loss))
+    return state, losses
+
+
+def program_of(task, lanes=4, tiles=1, every=5):
+    functions = LaneFunctions(task, {}, TRACED)
+    return Program(functions, TRACED, Plan(devices=2, lanes=lanes, tiles=tiles, every=every), uneven=False)
+
+
+def train(program, jobs):
+    points, states = {}, {}
+    lanes = Lanes(
+        program, capacity=100,
+        on_points=lambda found: [points.setdefault(p.trial, []).append(p) for p in found] and [],
+        on_state=lambda job, state: states.__setitem__(job.trial, state),
+    )  # fmt: skip
+    lanes.train(jobs)
+    return points, states, lanes
+
+
+def job(trial, rate=0.01, steps=10):
+    return Job(trial, 100 + trial, {"rate": rate}, steps, keep=True)
+
+
+def columns_of(task) -> list[tuple[int, ...]]:
+    """The shapes of the state's arrays that are held transposed."""
+    functions = LaneFunctions(task, {}, TRACED)
+    leaves = jax.tree.leaves(functions.state)
+    return [leaf.shape for leaf, turned in zip(leaves, functions.step.columns, strict=True) if turned]
+
+
+@pytest.mark.parametrize(("units", "examples"), [((8,), 32), ((20, 10), 32), ((7, 9), 16), ((3,), 8), ((40,), 48)])
+@pytest.mark.parametrize("one_batch", [True, False])
+def test_a_turned_step_follows_a_plain_optax_loop(units, examples, one_batch):
+    task = task_of(units, examples, one_batch)
+    assert any(columns_of(task)) or (not one_batch and max(units) >= 16)
+    points, states, _ = train(program_of(task, every=1), [job(0), job(1, rate=0.03)])
+    for trial, rate in ((0, 0.01), (1, 0.03)):
+        (expected, _), losses = plain_loop(units, examples, 100 + trial, rate, 10)
+        np.testing.assert_allclose([p.loss for p in points[trial]], losses, rtol=2e-5)
+        for got, wanted in zip(jax.tree.leaves(states[trial][0]), jax.tree.leaves(expected), strict=True):
+            assert got.shape == wanted.shape
+            np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("lanes", [2, 3, 5])
+def test_a_trial_has_the_same_bits_in_tiles_of_any_two_lanes_and_more(lanes):
+    """Ten and twenty units: the last rows of a product lie elsewhere in each lane of a tile."""
+    task = task_of((20, 10), 32)
+    expected_points, expected, _ = train(program_of(task, lanes=4), [job(3)])
+    points, states, _ = train(program_of(task, lanes=lanes, tiles=2), [job(k) for k in range(4 * lanes)])
+    assert [p.loss for p in points[3]] == [p.loss for p in expected_points[3]]
+    for a, b in zip(jax.tree.leaves(states[3]), jax.tree.leaves(expected[3]), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_the_same_trial_has_the_same_bits_in_every_lane_of_a_tile():
+    task = task_of((20, 10), 32)
+    jobs = [Job(k, 5, {"rate": 0.02}, 10, keep=True) for k in range(10)]
+    _, states, _ = train(program_of(task, lanes=5), jobs)
+    first = [np.asarray(a).tobytes() for a in jax.tree.leaves(states[0])]
+    for k in range(1, 10):
+        assert [np.asarray(a).tobytes() for a in jax.tree.leaves(states[k])] == first
+
+
+def test_weights_and_their_averages_are_held_transposed_and_biases_are_not():
+    found = columns_of(task_of((20, 10), 32))
+    assert sorted(found) == sorted([(6, 20), (20, 10), (10, 5)] * 3)
+    program = program_of(task_of((20, 10), 32), lanes=2)
+    shapes = [s.shape for s in program.state_shapes()]
+    state, _ = program.run(
+        program.empty(), program.table({"rate": np.full(4, 0.01, np.float32)}, np.arange(4), np.full(4, 9), True),
+        5, fill=True,
+    )  # fmt: skip
+    assert [a.shape for a in state] != shapes
+    host = program.on_host(state)
+    assert [a.shape for a in host] == shapes
+    for a, b in zip(program.on_host(program.on_devices(host)), host, strict=True):
+        np.testing.assert_array_equal(a, b)
+    kept = [np.array(a) for a in host]
+    program.run(state, program.table({"rate": np.full(4, 0.01, np.float32)}, np.arange(4), np.full(4, 99)), 5)
+    for a, b in zip(host, kept, strict=True):
+        np.testing.assert_array_equal(a, b)  # copies: the call took the state's own buffers
+
+
+def test_a_trial_that_was_paused_goes_on_with_its_own_bits():
+    program = program_of(task_of((20, 10), 32, one_batch=True))
+    _, expected, _ = train(program, [job(0, steps=20)])
+    _, half, _ = train(program, [job(0, steps=10)])
+    leaves = (*(np.asarray(a) for a in jax.tree.leaves(half[0])), np.int32(10), np.int32(-1))
+    begun = Job(0, 100, {"rate": 0.01}, 20, keep=True, begun=Paused(10, leaves))
+    _, states, _ = train(program, [begun])
+    for a, b in zip(jax.tree.leaves(states[0]), jax.tree.leaves(expected[0]), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_products_have_the_examples_as_their_columns():
+    task = task_of((20, 10), 32)
+    text = str(LaneFunctions(task, {}, TRACED).step.fitted)
+    shapes = re.findall(r"f32\[(\d+),(\d+)\] = dot_general", text)
+    gradients = {("20", "6"), ("10", "20"), ("5", "10")}
+    assert {(m, n) for m, n in shapes if (m, n) not in gradients} == {("20", "32"), ("10", "32"), ("5", "32")}
+    assert gradients <= set(shapes)
+
+
+@pytest.mark.parametrize(("units", "examples", "one_batch"), [
+    ((20, 10), 30, True),  # a row of the batch fills no vectors
+    ((64,), 16, True),  # fewer examples than two vectors, and many units
+    ((64,), 96, False),  # a batch of its own, larger than the weights
+])  # fmt: skip
+def test_what_would_not_pay_is_left_as_it_is(units, examples, one_batch):
+    assert columns_of(task_of(units, examples, one_batch)) == []
+
+
+def turned(function, *states):
+    """What is turned in the jaxpr of a function whose arguments are a state, returned anew, and a batch."""
+    jaxpr = jax.make_jaxpr(function)(*states).jaxpr
+    n = len(jaxpr.outvars)
+    return what_to_turn(jaxpr, zip(jaxpr.invars[:n], jaxpr.outvars, strict=True), one_batch=True)
+
+
+def test_only_products_of_a_batch_and_weights_are_turned():
+    w, x = normal(1, 8, 8), normal(2, 32, 8)
+    assert turned(lambda w, x: w + (x @ w).sum(), w, x) != NOTHING
+    assert turned(lambda w, x: w - 0.1 * w @ (w.T @ w), w, x) == NOTHING  # of the state alone, as an optimiser's own
+    assert turned(lambda w, x: w + x.T @ x, w, x) == NOTHING  # of the batch alone
+    assert turned(lambda w, x: w + (w @ x.T).sum(), w, x) == NOTHING  # a person's own order
+    batches = normal(3, 2, 32, 8)
+    assert turned(lambda w, x: w + (x @ w).sum(), w, batches) == NOTHING  # more axes than two
+
+    def loops(w, x):
+        return jax.lax.scan(lambda w, _: (w + (x @ w).sum(), None), w, length=3)[0]
+
+    assert turned(loops, w, x) == NOTHING
+    assert turned(jax.jit(lambda w, x: w + jax.jit(jnp.matmul)(x, w).sum()), w, x) != NOTHING
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    examples=st.sampled_from([8, 16, 40]), inputs=st.integers(1, 9), units=st.integers(1, 17), lanes=st.integers(1, 4),
+    alike=st.booleans(), norm=st.booleans(), residual=st.booleans(),
+)  # fmt: skip
+def test_a_turned_gradient_is_the_same_for_any_shape(examples, inputs, units, lanes, alike, norm, residual):
+    def gradient(w, v, x):
+        def loss(w, v):
+            h = jnp.sin(x @ w)
+            if norm:
+                h = (h - h.mean(0)) * jax.lax.rsqrt(h.var(1, keepdims=True) + 1)
+            h = h + h[::-1] if residual else h
+            return jnp.sum((h @ v) ** 2)
+
+        value, (a, b) = jax.value_and_grad(loss, (0, 1))(w, v)
+        return w - a, v - b, value
+
+    w, v = normal(1, lanes, inputs, units), normal(2, lanes, units, 3)
+    x = normal(3, *(() if alike else (lanes,)), examples, inputs)
+    closed = jax.make_jaxpr(gradient)(w[0], v[0], x if alike else x[0])
+    states = list(zip(closed.jaxpr.invars[:2], closed.jaxpr.outvars[:2], strict=True))
+    what = what_to_turn(closed.jaxpr, states, alike)
+    fitted = fit_for_cpu(closed.jaxpr, compiled_products=True, one_batch=alike, turned=what)
+    assert alike <= bool(what.products) or examples < min(32, max(inputs, units))
+
+    def call(w, v, x):
+        return jax.core.eval_jaxpr(fitted, closed.consts, w, v, x)
+
+    got = jax.jit(jax.vmap(call, in_axes=(0, 0, None if alike else 0)))(w, v, x)
+    for i in range(lanes):
+        for a, b in zip(got, gradient(w[i], v[i], x if alike else x[i]), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-3)
+
+
+def test_a_sum_of_examples_is_each_lane_s_own():
+    from vmaptune.rewrite._turned import sum_of_examples
+
+    x = normal(0, 5, 32, 10)
+    together = jax.jit(jax.vmap(sum_of_examples))(x)
+    np.testing.assert_allclose(together, x.sum(1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(sum_of_examples(x[0]), x[0].sum(0), rtol=1e-5, atol=1e-5)
+    spoilt = jax.jit(jax.vmap(sum_of_examples))(x.at[1].set(jnp.nan).at[2, 0, 0].set(jnp.inf))
+    assert np.isnan(spoilt[1]).all()
+    np.testing.assert_array_equal(np.delete(spoilt, (1, 2), 0), np.delete(together, (1, 2), 0))
+    assert np.isposinf(spoilt[2, 0])
