@@ -117,7 +117,7 @@ def columns_of(task) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("one_batch", [True, False])
 def test_a_turned_step_follows_a_plain_optax_loop(units, examples, one_batch):
     task = task_of(units, examples, one_batch)
-    assert any(columns_of(task)) or (not one_batch and max(units) >= 16)
+    assert columns_of(task)
     points, states, _ = train(program_of(task, every=1), [job(0), job(1, rate=0.03)])
     for trial, rate in ((0, 0.01), (1, 0.03)):
         (expected, _), losses = plain_loop(units, examples, 100 + trial, rate, 10)
@@ -187,20 +187,19 @@ def test_products_have_the_examples_as_their_columns():
     assert gradients <= set(shapes)
 
 
-@pytest.mark.parametrize(("units", "examples", "one_batch"), [
-    ((20, 10), 30, True),  # a row of the batch fills no vectors
-    ((64,), 16, True),  # fewer examples than two vectors, and many units
-    ((64,), 96, False),  # a batch of its own, larger than the weights
+@pytest.mark.parametrize(("units", "examples"), [
+    ((20, 10), 30),  # a row of the batch fills no vectors
+    ((64,), 16),  # fewer examples than two vectors, and many units
 ])  # fmt: skip
-def test_what_would_not_pay_is_left_as_it_is(units, examples, one_batch):
-    assert columns_of(task_of(units, examples, one_batch)) == []
+def test_what_would_not_pay_is_left_as_it_is(units, examples):
+    assert columns_of(task_of(units, examples)) == []
 
 
 def turned(function, *states):
     """What is turned in the jaxpr of a function whose arguments are a state, returned anew, and a batch."""
     jaxpr = jax.make_jaxpr(function)(*states).jaxpr
     n = len(jaxpr.outvars)
-    return what_to_turn(jaxpr, zip(jaxpr.invars[:n], jaxpr.outvars, strict=True), one_batch=True)
+    return what_to_turn(jaxpr, zip(jaxpr.invars[:n], jaxpr.outvars, strict=True))
 
 
 def test_only_products_of_a_batch_and_weights_are_turned():
@@ -240,9 +239,9 @@ def test_a_turned_gradient_is_the_same_for_any_shape(examples, inputs, units, la
     x = normal(3, *(() if alike else (lanes,)), examples, inputs)
     closed = jax.make_jaxpr(gradient)(w[0], v[0], x if alike else x[0])
     states = list(zip(closed.jaxpr.invars[:2], closed.jaxpr.outvars[:2], strict=True))
-    what = what_to_turn(closed.jaxpr, states, alike)
+    what = what_to_turn(closed.jaxpr, states)
     fitted = fit_for_cpu(closed.jaxpr, compiled_products=True, one_batch=alike, turned=what)
-    assert alike <= bool(what.products) or examples < min(32, max(inputs, units))
+    assert bool(what.products) == (examples >= min(32, max(units, 3)))
 
     def call(w, v, x):
         return jax.core.eval_jaxpr(fitted, closed.consts, w, v, x)

@@ -22,6 +22,8 @@ from vmaptune.engine.processor import cpu_cores, does_512_bits_whole, has_512_bi
 
 BY_XLA = "xla_force_enable_experimental_llvm_ir_gemm"
 TILE = "xla_llvm_ir_gemm_tile_size"  # rows : inner products : columns in vectors, held in registers
+# XLA cuts copies and fusions into tiles where it can, which takes twice as long as its plain transpositions do.
+PLAIN = "xla_cpu_disable_tiled_emitter"
 EXTRA = "--xla_backend_extra_options"
 PRODUCTS = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_experimental_ynn_fusion_type": ""}
 # Level 3 unrolls loops over 32 numbers before they become vectors: a step of the smallest model takes 40 % longer.
@@ -37,7 +39,7 @@ def ask_for_compiled_products() -> None:
     """Puts XLA's option into the environment; without effect where JAX has started, or where there are such options."""
     flags = os.environ.get("XLA_FLAGS", "")
     if EXTRA not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {EXTRA}={BY_XLA},{TILE}={_tile()}".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {EXTRA}={BY_XLA},{TILE}={_tile()},{PLAIN}".strip()
 
 
 def products_are_compiled() -> bool:

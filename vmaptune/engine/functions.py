@@ -55,7 +55,7 @@ def hoist(
     compiled_products = products_are_compiled() and compiles(fitted)
     turned, states = NOTHING, list(zip(fitted.invars[:carried], fitted.outvars, strict=False))
     if compiled_products:
-        turned = what_to_turn(fitted, states, one_batch)
+        turned = what_to_turn(fitted, states)
     if jax.default_backend() == "cpu":
         fitted = fit_for_cpu(fitted, compiled_products=compiled_products, one_batch=one_batch, turned=turned)
 

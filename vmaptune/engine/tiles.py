@@ -164,6 +164,9 @@ def over_lanes(function: Callable[..., Any]) -> Callable[..., Any]:
     """THE one vmap: a single lane's function, its first argument alike for all, for the lanes of a tile."""
 
     def lanes(alike: Any, *by_lane: Any) -> Any:
+        if jax.tree.leaves(by_lane)[0].shape[0] == 1:  # an axis of length 1 hides what XLA would see in matrices
+            one = function(alike, *jax.tree.map(lambda a: a[0], by_lane))
+            return jax.tree.map(lambda a: a[None], one)
         return jax.vmap(lambda *mine: function(alike, *mine))(*by_lane)
 
     return lanes

@@ -69,15 +69,11 @@ class Turned:
 NOTHING = Turned()
 
 
-def what_to_turn(jaxpr: Any, states: Iterable[Any], one_batch: bool) -> Turned:
+def what_to_turn(jaxpr: Any, states: Iterable[Any]) -> Turned:
     """What to turn in the jaxpr of one lane's training step.
-
-    A batch of each lane's own has to be transposed itself. That pays where layers fill no vector, or where the weights
-    between layers, of which fewer numbers are moved then, are more than the batch.
 
     Args:
       states: the pairs of variables `(before, after)` that hold the state, which is carried from step to step.
-      one_batch: whether all lanes train on the same batch.
     """
     states = [(a, b) for a, b in states if isinstance(b, core.Var)]
     products = _products_of_batches(jaxpr, {before for before, _ in states})
@@ -92,12 +88,7 @@ def what_to_turn(jaxpr: Any, states: Iterable[Any], one_batch: bool) -> Turned:
         alike.lay(product.eqn.outvars[0])
     for product in layers:
         alike.lay(product.eqn.invars[1])
-    columns = alike.columns()
-    between = sum(p.weights for p in layers if p.eqn.invars[0] in columns)
-    batch = sum(p.inputs for p in layers if p.eqn.invars[0] not in columns)
-    if not one_batch and batch > between and max(p.units for p in layers) >= 2 * VECTOR:
-        return NOTHING
-    return Turned(frozenset(p.eqn.outvars[0] for p in products), columns)
+    return Turned(frozenset(p.eqn.outvars[0] for p in products), alike.columns())
 
 
 def flat_product(shape: ProductShape, turned: bool, columns: tuple[bool, bool], lhs: jax.Array, rhs: jax.Array) -> Any:
@@ -168,14 +159,6 @@ class _Product(NamedTuple):
     @property
     def units(self) -> int:
         return self.shape.columns
-
-    @property
-    def inputs(self) -> int:
-        return math.prod(self.shape.lhs)
-
-    @property
-    def weights(self) -> int:
-        return math.prod(self.shape.rhs)
 
 
 def _products_of_batches(jaxpr: Any, state: set[Any]) -> list[_Product]:
