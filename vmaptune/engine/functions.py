@@ -18,7 +18,7 @@ from jax import lax
 from vmaptune.engine.compiling import products_are_compiled
 from vmaptune.engine.plan import Costs
 from vmaptune.errors import InputError
-from vmaptune.rewrite import NOTHING, fit_for_cpu, products_are_short, what_to_turn, with_fast_convolutions
+from vmaptune.rewrite import NOTHING, fit_for_cpu, products_are_short, turned, what_to_turn, with_fast_convolutions
 from vmaptune.task import Hyperparameters, Task
 
 AHEAD = 8  # steps whose inputs are worked out together
@@ -53,21 +53,24 @@ def hoist(
     tree = jax.tree.structure(out)
     fitted = closed.jaxpr
     compiled_products = products_are_compiled() and compiles(fitted)
-    turned, states = NOTHING, list(zip(fitted.invars[:carried], fitted.outvars, strict=False))
+    consts = list(closed.consts)
+    what, states = NOTHING, list(zip(fitted.invars[:carried], fitted.outvars, strict=False))
     if compiled_products:
-        turned = what_to_turn(fitted, states)
+        what = what_to_turn(fitted, states, one_batch)
+        fitted, more = turned(fitted, what)
+        consts += more
     if jax.default_backend() == "cpu":
-        fitted = fit_for_cpu(fitted, compiled_products=compiled_products, one_batch=one_batch, turned=turned)
+        fitted = fit_for_cpu(fitted, compiled_products=compiled_products, one_batch=one_batch)
 
     def call(consts: Any, *values: Any) -> Any:
         flat = jax.core.eval_jaxpr(fitted, consts, *jax.tree.leaves(values))
         return jax.tree.unflatten(tree, flat)
 
     def lower() -> Any:
-        return jax.jit(call).lower(tuple(closed.consts), *args)
+        return jax.jit(call).lower(tuple(consts), *args)
 
-    columns = tuple(before in turned.columns for before, _ in states)
-    return Hoisted(call, tuple(closed.consts), out, lower, closed.jaxpr, fitted, compiled_products, columns)
+    columns = tuple(before in what.columns for before, _ in states)
+    return Hoisted(call, tuple(consts), out, lower, closed.jaxpr, fitted, compiled_products, columns)
 
 
 def is_key(leaf: Any) -> bool:

@@ -8,7 +8,7 @@ from vmaptune.rewrite._jaxpr import find_convolutions, with_fast_convolutions
 from vmaptune.rewrite._pooling import PoolShape, pool
 from vmaptune.rewrite._precision import with_bfloat16_products
 from vmaptune.rewrite._products import products_are_short
-from vmaptune.rewrite._turned import NOTHING, Turned, what_to_turn
+from vmaptune.rewrite._turned import NOTHING, Turned, turned, what_to_turn
 
 __all__ = [
     "NOTHING",
@@ -24,6 +24,7 @@ __all__ = [
     "measure",
     "pool",
     "products_are_short",
+    "turned",
     "weights_in_columns",
     "what_to_turn",
     "with_bfloat16_products",

@@ -9,24 +9,18 @@ from vmaptune.rewrite._factorisations import one_at_a_time
 from vmaptune.rewrite._products import faster_product
 from vmaptune.rewrite._quotients import faster_quotient
 from vmaptune.rewrite._random import in_one_piece
-from vmaptune.rewrite._turned import NOTHING, Turned
 from vmaptune.rewrite._walk import exchanged
 
 
-def fit_for_cpu(
-    jaxpr: Any, *, compiled_products: bool = False, one_batch: bool = False, turned: Turned = NOTHING
-) -> Any:
+def fit_for_cpu(jaxpr: Any, *, compiled_products: bool = False, one_batch: bool = False) -> Any:
     """The jaxpr with products in the layout that is fast, divisions by one number as multiplications, factorisations
     one matrix at a time, random bits in one piece, and short rows in columns.
 
     `compiled_products` says that XLA compiles products with the program, instead of calling its library of kernels,
-    `one_batch` that all lanes train on the same batch, `turned` what is to be computed with the examples innermost.
+    `one_batch` that all lanes train on the same batch.
     """
 
     def fitted(eqn: Any) -> Any:
-        new = turned.exchange(eqn)
-        if new is not eqn:
-            return new
         eqn = faster_product(one_at_a_time(in_one_piece(eqn)), compiled_products, one_batch)
         return faster_quotient(eqn)
 

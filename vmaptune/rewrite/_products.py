@@ -136,12 +136,12 @@ def gradient_of_weights(shape: ProductShape, one_batch: bool, lhs: jax.Array, rh
 
     def exchanged(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         n = rhs.ndim - shape.contracted
-        out = product(shape.exchanged, _padding(shape.exchanged), rhs, lhs)
+        out = product(shape.exchanged, columns_of_zeros(shape.exchanged), rhs, lhs)
         return out.transpose(*range(n, out.ndim), *range(n))
 
     def of_lanes(lanes: int, batched: list[bool], lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, bool]:
         plain = batched[1] and not shape.better_exchanged(1 if lanes == 1 else SLOW)
-        of_one = partial(product, shape, _padding(shape)) if plain else exchanged
+        of_one = partial(product, shape, columns_of_zeros(shape)) if plain else exchanged
         return jax.vmap(of_one, in_axes=[0 if each else None for each in batched])(lhs, rhs), True
 
     if not one_batch:
@@ -192,9 +192,10 @@ def faster_product(eqn: Any, compiled: bool = False, one_batch: bool = False) ->
     if shape.better_exchanged():
         return call_instead(eqn, "product_of_rows", (gradient_of_weights, shape, one_batch))
     in_order = (shape.lhs_order, shape.rhs_order) == (tuple(range(len(shape.lhs))), tuple(range(len(shape.rhs))))
-    padding = _padding(shape)
+    padding = columns_of_zeros(shape)
     return eqn if in_order and not padding else call_instead(eqn, "product_of_rows", (product, shape, padding))
 
 
-def _padding(shape: ProductShape) -> int:
+def columns_of_zeros(shape: ProductShape) -> int:
+    """How many columns of zeros beside its own a compiled product computes faster with."""
     return -shape.columns % VECTOR if VECTOR // 2 < shape.columns < MOST_PADDED else 0

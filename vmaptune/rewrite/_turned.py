@@ -5,16 +5,16 @@ fill half a vector, ten classes are padded to sixteen, and a batch that all lane
 beside lane. Turned, each product has as many columns as the batch has examples, and a shared batch is one factor of a
 product whose rows are the units of all lanes. A softmax and its gradient fill vectors as well.
 
-So every product of a batch and weights is computed transposed, `W' X'`, in `[units, examples]`. What is computed from
-it number by number lies so too, weights and an optimiser's averages lie column by column, and a weights' gradient,
-which JAX computes transposed, comes out like them. To be transposed in memory remain the layers' activations and the
-weights, once a step each, as it is without turning. Bias gradients, sums along the rows then, are products with ones.
+So every product of a batch and weights is computed transposed, `W' X'`, in `[units, examples]`, and what is computed
+from it number by number, or summed, on the transposed arrays. Weights and an optimiser's averages are held transposed,
+and a weights' gradient, which JAX computes transposed, comes out like them. To be transposed in memory remain the
+layers' activations and the weights, once a step each, as it is without turning. Bias gradients, sums along the rows
+then, are products with ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -25,8 +25,8 @@ from jax.custom_batching import custom_vmap
 from jax.extend import core
 
 from vmaptune.rewrite._columns import ALIKE
-from vmaptune.rewrite._products import VECTOR, ProductShape, product_shape
-from vmaptune.rewrite._walk import alone, call_instead, inner_jaxprs
+from vmaptune.rewrite._products import VECTOR, ProductShape, columns_of_zeros, product_shape
+from vmaptune.rewrite._walk import alone, inner_jaxprs
 
 FEWEST = 32  # examples, two vectors of 512 bits, unless there are as few units
 
@@ -36,8 +36,11 @@ BY_NUMBER = {
     "eq", "erf", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p",
     "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "pow", "reduce_precision", "rem",
     "round", "rsqrt", "select_n", "sign", "sin", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor",
-    "optimization_barrier", "layout_constraint",
+    "optimization_barrier", "layout_constraint", "erf_inv",
 }  # fmt: skip
+REDUCING = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"}
+RANDOM = {"random_bits", "bitcast_convert_type"}  # what random numbers are made by, from bits
+NOT_INLINED = {"remat", "remat2", "checkpoint"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,34 +49,26 @@ class Turned:
 
     Attributes:
       products: the results of products of a batch and weights, to be computed transposed.
-      columns: the variables, rank 2, whose arrays lie column by column.
+      columns: the variables, rank 2, that are computed transposed, or lie so in the state.
     """
 
     products: frozenset[Any] = frozenset()
     columns: frozenset[Any] = frozenset()
 
-    def exchange(self, eqn: Any) -> Any:
-        """The equation to compute in the place of one that turning concerns; the same object for any other."""
-        if eqn.primitive.name == "reduce_sum" and _sums_examples(eqn) and eqn.invars[0] in self.columns:
-            return call_instead(eqn, "sum_of_examples", (sum_of_examples,))
-        if eqn.primitive.name != "dot_general":
-            return eqn
-        lie = tuple(v in self.columns for v in eqn.invars)
-        turned = eqn.outvars[0] in self.products
-        shape = product_shape(eqn) if turned or any(lie) else None
-        if shape is None or not _is_flat(shape):
-            return eqn
-        return call_instead(eqn, "turned_product", (flat_product, shape, turned, lie))
+    def lays(self, var: Any) -> bool:
+        """Whether a variable's array lies column by column."""
+        return isinstance(var, core.Var) and var in self.columns
 
 
 NOTHING = Turned()
 
 
-def what_to_turn(jaxpr: Any, states: Iterable[Any]) -> Turned:
+def what_to_turn(jaxpr: Any, states: Iterable[Any], one_batch: bool = False) -> Turned:
     """What to turn in the jaxpr of one lane's training step.
 
     Args:
       states: the pairs of variables `(before, after)` that hold the state, which is carried from step to step.
+      one_batch: whether all lanes train on the same batch.
     """
     states = [(a, b) for a, b in states if isinstance(b, core.Var)]
     products = _products_of_batches(jaxpr, {before for before, _ in states})
@@ -88,46 +83,166 @@ def what_to_turn(jaxpr: Any, states: Iterable[Any]) -> Turned:
         alike.lay(product.eqn.outvars[0])
     for product in layers:
         alike.lay(product.eqn.invars[1])
-    return Turned(frozenset(p.eqn.outvars[0] for p in products), alike.columns())
+    # an input's gradient that leaves the layers, for an embedding say, would be transposed back
+    of_layers = {alike.first(product.eqn.outvars[0])[0] for product in layers}
+    if any(alike.first(product.eqn.outvars[0])[0] not in of_layers for product in products):
+        return NOTHING
+    columns = alike.columns()
+    # masks of random numbers have to be transposed, as a batch of each lane's own has: together as much as it gains
+    if not one_batch and _masks(jaxpr, columns):
+        return NOTHING
+    return Turned(frozenset(p.eqn.outvars[0] for p in products), columns)
 
 
-def flat_product(shape: ProductShape, turned: bool, columns: tuple[bool, bool], lhs: jax.Array, rhs: jax.Array) -> Any:
-    """The product of `shape`, of two matrices that lie row by row or in `columns`, `[M, N]`; computed transposed and
-    laid column by column if `turned`."""
-    first = _lying(lhs, shape.lhs_order == (0, 1), columns[0], turned)
-    second = _lying(rhs, shape.rhs_order == (0, 1), columns[1], turned)
+def turned(jaxpr: Any, what: Turned) -> tuple[Any, list[Any]]:
+    """The jaxpr with `what` turned, the same function, and the arrays for the constants that it has beside the
+    jaxpr's own, after them; what the jaxpr calls is inlined where turning concerns it."""
+    if not what.products:
+        return jaxpr, []
+    n = len(jaxpr.constvars)
+
+    def call(*values: Any) -> list[Any]:
+        variables = (*jaxpr.constvars, *jaxpr.invars)
+        given = [_Matrix(across=a.T) if what.lays(v) else _Matrix(a) for v, a in zip(variables, values, strict=True)]
+        return [m.rows for m in _evaluated(jaxpr, what, given[:n], given[n:])]
+
+    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in (*jaxpr.constvars, *jaxpr.invars)]
+    closed = jax.make_jaxpr(call)(*avals)
+    found = closed.jaxpr
+    constvars = [*found.invars[:n], *found.constvars]
+    return found.replace(constvars=constvars, invars=found.invars[n:]), list(closed.consts)
+
+
+class _Matrix:
+    """An array and, if it has two axes, the same transposed; each is there once it was asked for."""
+
+    def __init__(self, rows: Any = None, across: Any = None):
+        self._rows, self._across, self._moved = rows, across, None
+
+    @property
+    def lies_across(self) -> bool:
+        return self._rows is None
+
+    @property
+    def rows(self) -> Any:
+        if self._rows is None:
+            self._rows = self._across.T
+        return self._rows
+
+    @property
+    def across(self) -> Any:
+        if self._across is None:
+            self._across = self._rows.T
+        return self._across
+
+    def factor(self, across: bool, lies_across: bool, padding: int = 0) -> Any:
+        """The array, or its transpose, for a product: row by row in memory, where it may lie the other way; with so
+        many columns of zeros if it is moved, since a copy that pads is slow."""
+        if across == lies_across:
+            return self.across if across else self.rows
+        lying = self.across if lies_across else self.rows
+        if padding:
+            return lax.optimization_barrier(alone(_transposed, jnp.pad(lying, ((0, padding), (0, 0)))))
+        if self._moved is None:
+            self._moved = lax.optimization_barrier(alone(_transposed, lying))
+        return self._moved
+
+
+def _transposed(array: jax.Array) -> jax.Array:
+    return array.T
+
+
+def _evaluated(jaxpr: Any, what: Turned, consts: Any, args: Any) -> list[_Matrix]:
+    """The results of a jaxpr."""
+    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+
+    def read(var: Any) -> _Matrix:
+        return _Matrix(var.val) if isinstance(var, core.Literal) else known[var]
+
+    for eqn in jaxpr.eqns:
+        operands = [read(v) for v in eqn.invars]
+        results = _turned_equation(eqn, what, operands)
+        if results is None:
+            results = [_Matrix(value) for value in _as_it_is(jaxpr, eqn, operands)]
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _turned_equation(eqn: Any, what: Turned, operands: list[_Matrix]) -> list[_Matrix] | None:
+    """The results of an equation that turning concerns; None for any other."""
+    name, out = eqn.primitive.name, eqn.outvars[0] if eqn.outvars else None
+    if name in ALIKE:
+        (*_, inner) = (None, *inner_jaxprs(eqn))
+        concerned = any(map(what.lays, (*eqn.invars, *eqn.outvars))) or any(m.lies_across for m in operands)
+        if name in NOT_INLINED or inner is None or len(inner.invars) != len(eqn.invars) or not concerned:
+            return None
+        return _evaluated(inner, what, _consts_of(eqn), operands)
+    if name == "dot_general":
+        lie = tuple(map(what.lays, eqn.invars))
+        shape = product_shape(eqn) if out in what.products or any(lie) else None
+        return None if shape is None or not _is_flat(shape) else [_product(shape, out in what.products, lie, operands)]
+    if name == "transpose" and _is_matrix(eqn.invars[0]) and tuple(eqn.params["permutation"]) == (1, 0):
+        (m,) = operands
+        return [_Matrix(across=m.rows) if not m.lies_across else _Matrix(rows=m.across)]
+    if name in REDUCING and _is_matrix(eqn.invars[0]) and operands[0].lies_across:
+        axes = tuple(1 - axis for axis in eqn.params["axes"])
+        if name == "reduce_sum" and axes == (1,) and eqn.invars[0].aval.dtype == jnp.float32:
+            return [_Matrix(sum_of_examples(operands[0].across))]
+        return [_Matrix(eqn.primitive.bind(operands[0].across, **{**eqn.params, "axes": axes}))]
+    if not what.lays(out):
+        return None
+    if name == "layout_constraint":  # it lies so
+        return operands
+    if name == "broadcast_in_dim" and len(eqn.invars) == 1:
+        shape, axes = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+        value = operands[0].across if len(axes) == 2 else operands[0].rows
+        axes = tuple(axes) if len(axes) == 2 else tuple(1 - axis for axis in axes)
+        return [_Matrix(across=lax.broadcast_in_dim(value, (shape[1], shape[0]), axes))]
+    if name in BY_NUMBER and all(v.aval.ndim in (0, 2) for v in eqn.invars):
+        values = [m.across if v.aval.ndim == 2 else m.rows for m, v in zip(operands, eqn.invars, strict=True)]
+        found = eqn.primitive.bind(*values, **eqn.params)
+        return [_Matrix(across=value) for value in (found if eqn.primitive.multiple_results else [found])]
+    return None
+
+
+def _as_it_is(jaxpr: Any, eqn: Any, operands: list[_Matrix]) -> list[Any]:
+    """The results of one equation of a jaxpr."""
+    places = {v: m for v, m in zip(eqn.invars, operands, strict=True) if isinstance(v, core.Var)}
+    one = jaxpr.replace(constvars=[], invars=list(places), outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects)
+    return jax.core.eval_jaxpr(one, (), *(m.rows for m in places.values()))
+
+
+def _consts_of(eqn: Any) -> list[_Matrix]:
+    for value in eqn.params.values():
+        if isinstance(value, core.ClosedJaxpr):
+            return [_Matrix(const) for const in value.consts]
+    return []
+
+
+def _product(shape: ProductShape, turned: bool, columns: tuple[bool, ...], operands: list[_Matrix]) -> _Matrix:
+    """The product of two matrices, of which some lie across in memory; computed transposed if `turned`."""
+    (lhs, rhs), (lhs_lies, rhs_lies) = operands, columns
+    first = lhs.factor((shape.lhs_order != (0, 1)) != turned, lhs_lies)
+    second = rhs.factor((shape.rhs_order != (0, 1)) != turned, rhs_lies, 0 if turned else columns_of_zeros(shape))
     out = lax.dot_general(
         *((second, first) if turned else (first, second)), (((1,), (0,)), ((), ())),
         precision=shape.precision, preferred_element_type=shape.preferred_element_type,
     )  # fmt: skip
+    if not turned:
+        out = out[:, : shape.columns]
     out = lax.optimization_barrier(out)  # a transposition after it would become a product of another form
-    return out.T if turned else out
-
-
-def _lying(array: jax.Array, in_order: bool, columns: bool, turned: bool) -> jax.Array:
-    """A factor in the order that the product wants, row by row in memory."""
-    wanted = array if in_order != turned else array.T
-    if in_order != turned and not columns:
-        return wanted
-    if in_order == turned and columns:  # it lies so already: the barrier keeps XLA from a product of another form
-        return lax.optimization_barrier(wanted)
-
-    def moved(array: jax.Array) -> jax.Array:
-        return array.T
-
-    return lax.optimization_barrier(alone(moved, wanted.T))
+    return _Matrix(across=out) if turned else _Matrix(out)
 
 
 def sum_of_examples(array: jax.Array) -> jax.Array:
-    """`[examples, units]`, laid column by column, summed to `[units]` by a product of each lane's own with ones."""
+    """`[units, examples]` summed to `[units]`, by a product of each lane's own with ones."""
 
     def summed(array: jax.Array) -> jax.Array:
         return of_lanes(1, [True], array[None])[0][0]
 
     def of_lanes(lanes: int, _: list[bool], array: jax.Array) -> tuple[jax.Array, bool]:
-        ones = lax.optimization_barrier(jnp.ones((lanes, array.shape[1], 1), array.dtype))
-        out = lax.dot_general(lax.optimization_barrier(array.mT), ones, (((2,), (1,)), ((0,), (0,))))
-        return out[..., 0], True
+        ones = lax.optimization_barrier(jnp.ones((lanes, array.shape[2], 1), array.dtype))
+        return lax.dot_general(array, ones, (((2,), (1,)), ((0,), (0,))))[..., 0], True
 
     call = custom_vmap(summed)
     call.def_vmap(of_lanes)
@@ -136,13 +251,6 @@ def sum_of_examples(array: jax.Array) -> jax.Array:
 
 def _is_flat(shape: ProductShape) -> bool:
     return len(shape.lhs) == len(shape.rhs) == 2 and not shape.batch and shape.contracted == 1
-
-
-def _sums_examples(eqn: Any) -> bool:
-    aval = eqn.invars[0].aval
-    return (
-        aval.ndim == 2 and tuple(eqn.params["axes"]) == (0,) and aval.dtype == jnp.float32 and math.prod(aval.shape) > 0
-    )
 
 
 class _Product(NamedTuple):
@@ -178,6 +286,15 @@ def _products_of_batches(jaxpr: Any, state: set[Any]) -> list[_Product]:
         if shape is not None and _is_flat(shape) and of_state == [False, True] and shape.lhs_order == (0, 1):
             found.append(_Product(eqn, shape, shape.rhs_order == (0, 1)))
     return found
+
+
+def _masks(jaxpr: Any, columns: frozenset[Any]) -> bool:
+    """Whether variables in `columns` are random numbers."""
+    return any(
+        any(_masks(inner, columns) for inner in inner_jaxprs(eqn)) if eqn.primitive.name in ALIKE
+        else eqn.primitive.name in RANDOM and not columns.isdisjoint(eqn.outvars)
+        for eqn in jaxpr.eqns
+    )  # fmt: skip
 
 
 class _Alike:
