@@ -40,7 +40,7 @@ BY_NUMBER = {
 }  # fmt: skip
 REDUCING = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"}
 RANDOM = {"random_bits", "bitcast_convert_type"}  # what random numbers are made by, from bits
-NOT_INLINED = {"remat", "remat2", "checkpoint"}
+INLINED = ALIKE - {"remat", "remat2", "checkpoint"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,10 +171,10 @@ def _evaluated(jaxpr: Any, what: Turned, consts: Any, args: Any) -> list[_Matrix
 def _turned_equation(eqn: Any, what: Turned, operands: list[_Matrix]) -> list[_Matrix] | None:
     """The results of an equation that turning concerns; None for any other."""
     name, out = eqn.primitive.name, eqn.outvars[0] if eqn.outvars else None
-    if name in ALIKE:
+    if name in INLINED:
         (*_, inner) = (None, *inner_jaxprs(eqn))
         concerned = any(map(what.lays, (*eqn.invars, *eqn.outvars))) or any(m.lies_across for m in operands)
-        if name in NOT_INLINED or inner is None or len(inner.invars) != len(eqn.invars) or not concerned:
+        if inner is None or len(inner.invars) != len(eqn.invars) or not concerned:
             return None
         return _evaluated(inner, what, _consts_of(eqn), operands)
     if name == "dot_general":
@@ -277,7 +277,7 @@ def _products_of_batches(jaxpr: Any, state: set[Any]) -> list[_Product]:
         of_state = [isinstance(v, core.Literal) or v in own for v in eqn.invars]
         if all(of_state):
             own.update(eqn.outvars)
-        if eqn.primitive.name in ALIKE:
+        if eqn.primitive.name in INLINED:
             for inner in inner_jaxprs(eqn):
                 if len(inner.invars) == len(eqn.invars):
                     mine = {v for v, s in zip(inner.invars, of_state, strict=True) if s}
@@ -291,7 +291,7 @@ def _products_of_batches(jaxpr: Any, state: set[Any]) -> list[_Product]:
 def _masks(jaxpr: Any, columns: frozenset[Any]) -> bool:
     """Whether variables in `columns` are random numbers."""
     return any(
-        any(_masks(inner, columns) for inner in inner_jaxprs(eqn)) if eqn.primitive.name in ALIKE
+        any(_masks(inner, columns) for inner in inner_jaxprs(eqn)) if eqn.primitive.name in INLINED
         else eqn.primitive.name in RANDOM and not columns.isdisjoint(eqn.outvars)
         for eqn in jaxpr.eqns
     )  # fmt: skip
@@ -332,7 +332,7 @@ class _Alike:
                         self.join(out, v)
             elif name == "transpose" and tuple(eqn.params["permutation"]) == (1, 0):
                 self.join(eqn.outvars[0], eqn.invars[0], across=True)
-            elif name in ALIKE:
+            elif name in INLINED:
                 for inner in inner_jaxprs(eqn):
                     if len(inner.invars) == len(eqn.invars):
                         for a, b in zip((*eqn.invars, *eqn.outvars), (*inner.invars, *inner.outvars), strict=True):
