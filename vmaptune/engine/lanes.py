@@ -288,9 +288,9 @@ class Lanes:
                 lane.job = None
         self._pending.append(_Pending(chunk, owners, result))
         if finished:  # before the next segment takes the buffers
-            host = self.program.task_state(self.program.on_host(chunk.state))
-            for i, job in finished:
-                self.on_state(job, jax.tree.map(lambda a, i=i: np.array(a[i]), host))  # type: ignore[misc]
+            host = self.program.task_state(self.program.on_host(chunk.state, [i for i, _ in finished]))
+            for k, (_, job) in enumerate(finished):
+                self.on_state(job, jax.tree.map(lambda a, k=k: np.array(a[k]), host))  # type: ignore[misc]
 
     def _move_together(self) -> None:
         """Moves the trials that are left into as few calls as hold them. Their bits do not change."""
@@ -352,10 +352,11 @@ class Lanes:
         """Takes the states of trials out of a call's lanes; it has not gone on since their points."""
         assert self.prompt
         assert self.on_pause is not None
-        leaves = self.program.on_host(chunk.state)
-        for i, lane in enumerate(chunk.lanes):
-            if lane.job is not None and lane.job.trial in trials:
-                self.on_pause(lane.job, Paused(lane.done, tuple(np.array(leaf[i]) for leaf in leaves)))
+        places = [i for i, lane in enumerate(chunk.lanes) if lane.job is not None and lane.job.trial in trials]
+        leaves = self.program.on_host(chunk.state, places)
+        for k, lane in enumerate(chunk.lanes[i] for i in places):
+            assert lane.job is not None
+            self.on_pause(lane.job, Paused(lane.done, tuple(np.array(leaf[k]) for leaf in leaves)))
 
 
 def _tiles_of(lanes: Sequence[Any] | np.ndarray, width: int) -> set[int]:

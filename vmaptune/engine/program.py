@@ -60,7 +60,6 @@ class Program:
         shared = shared if shared is not None else {}
         self.consts = _on_devices(tuple(p.consts for p in parts), self.everywhere, shared)
         self._state = jax.eval_shape(pack, functions.state)  # one lane's
-        self._across = (*functions.step.columns, False, False)  # of each array of a state, whether held transposed
         self._results, self._result_tree = jax.tree.flatten(result_shapes(functions))
         self._told: dict[tuple[int, bool], jax.Array] = {}
         self.memory_bytes = 0
@@ -125,22 +124,27 @@ class Program:
         """A state of `plan.width` lanes as shapes: the arrays of the task's packed state, then the steps done and the
         first bad step. It is a plain list, since models' own trees take the host longer than a call does. The devices
         may hold some of them transposed."""
-        lane = [*jax.tree.leaves(self._state), *[jax.ShapeDtypeStruct((), jnp.int32)] * 2]
-        return [_shape((self.plan.width, *s.shape), s.dtype, self.by_lane) for s in lane]
+        return self._shapes_of(self._state)
 
     def _held_shapes(self) -> list[Any]:
-        return [_shape(s.shape[:-2] + s.shape[:-3:-1], s.dtype, s.sharding) if across else s
-                for s, across in zip(self.state_shapes(), self._across, strict=True)]  # fmt: skip
+        return self._shapes_of(jax.eval_shape(self.functions.held, self._state))
 
-    def on_host(self, state: Any) -> list[np.ndarray]:
-        """A state's arrays of `state_shapes`, however the devices hold them: copies, which no call takes."""
-        arrays = zip(jax.device_get(state), self._across, strict=True)
-        return [np.array(a.swapaxes(-1, -2) if across else a, order="C") for a, across in arrays]
+    def _shapes_of(self, state: Any) -> list[Any]:
+        lane = [*jax.tree.leaves(state), *[jax.ShapeDtypeStruct((), jnp.int32)] * 2]
+        return [_shape((self.plan.width, *s.shape), s.dtype, self.by_lane) for s in lane]
+
+    def on_host(self, state: Any, lanes: Any = slice(None)) -> list[np.ndarray]:
+        """A state's arrays of `state_shapes`, of some lanes or of all, however the devices hold them: copies, which no
+        call takes."""
+        return self._exchanged([np.asarray(a)[lanes] for a in jax.device_get(state)])
 
     def on_devices(self, leaves: Any) -> list[Any]:
         """The inverse of `on_host`."""
-        arrays = zip(leaves, self._across, strict=True)
-        return [self.put(np.array(a.swapaxes(-1, -2) if across else a, order="C")) for a, across in arrays]
+        return [self.put(a) for a in self._exchanged(leaves)]
+
+    def _exchanged(self, leaves: Any) -> list[np.ndarray]:
+        """Copies of a state's arrays, from the task's form to the one that lanes hold, or back."""
+        return [np.array(a, order="C") for a in (*self.functions.held(list(leaves[:-2])), *leaves[-2:])]
 
     def task_state(self, state: Any) -> Any:
         """The task's part of a state, as the task's own tree, packed."""
