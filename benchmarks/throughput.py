@@ -88,7 +88,7 @@ METHODS = {
     "optuna_torch": Method("optuna_torch.py", (({}, {"threads": 1}), ({}, {"threads": 2})), kinds=MLP_AND_CNN),
     "hyperoptax": Method("hyperoptax_search.py", chunks(256, 64, 16)),
     "ray_tune": Method("ray_tune.py", kinds=MLP_AND_CNN, slow=True),
-    "bound": Method("plain_jax.py"),
+    "bound": Method("bound.py"),
 }
 
 

@@ -3,7 +3,6 @@
 loop   a jitted training step in a Python loop, model after model
 scan   `jit(scan)` over a segment's steps, model after model
 vmap   `jit(vmap(scan))` of all lanes at once, batches shared by the lanes
-bound  no training: this machine's matrix-product and memory rates, and the least time that they allow a step
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any
 import _worker
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from _jax_models import loss, metrics, model_of
 from flax import nnx
@@ -136,71 +134,5 @@ class Plain:
         return {"seconds": time.perf_counter() - started, "models": calls * models}
 
 
-class Bound:
-    """What the machine's measured rates allow: operations over the one, bytes over the other, the larger."""
-
-    def __init__(self, work: Work, method: str, options: dict[str, Any]):
-        self.work = work
-
-    def prepare(self) -> dict[str, Any]:
-        devices = jax.local_devices()
-        mesh = jax.sharding.Mesh(np.array(devices), ("cores",))
-        by_core, everywhere = (
-            jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("cores",), ())
-        )
-        on_gpu = devices[0].platform != "cpu"
-        n, self.products = (8192, 20) if on_gpu else (512, 60)
-        rng = np.random.default_rng(0)
-        self.operations = 2.0 * n**3 * self.products * len(devices)
-        self.x = jax.device_put(rng.normal(size=(len(devices), n, n)).astype(np.float32), by_core)
-        self.w = jax.device_put((rng.normal(size=(n, n)) / n**0.5).astype(np.float32), everywhere)
-        self.array = jax.device_put(np.ones((len(devices), 2**28 if on_gpu else 2**24), np.float32), by_core)
-        self.passes = 10
-        self.moved = 2.0 * self.array.nbytes * self.passes
-        P = jax.sharding.PartitionSpec
-
-        def over_cores(function: Any, specs: Any) -> Any:
-            return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P("cores"), check_vma=False))
-
-        self.multiply = over_cores(
-            lambda x, w: jax.lax.fori_loop(0, self.products, lambda _, a: a @ w, x[0])[None], (P("cores"), P())
-        )
-        self.copy = over_cores(
-            lambda a: jax.lax.fori_loop(0, self.passes, lambda _, b: b * 0.999 + 1e-6, a), (P("cores"),)
-        )
-        started = time.perf_counter()
-        jax.block_until_ready((self.multiply(self.x, self.w), self.copy(self.array)))
-        compile_s = time.perf_counter() - started
-        self.time()
-        return {"compile_s": compile_s, "setting": f"products of {n} x {n}, float32"}
-
-    def time(self) -> dict[str, Any]:
-        started = time.perf_counter()
-        jax.block_until_ready(self.multiply(self.x, self.w))
-        between = time.perf_counter()
-        jax.block_until_ready(self.copy(self.array))
-        rate = self.operations / (between - started)
-        memory = self.moved / (time.perf_counter() - between)
-        by = {"operations": self.work.operations() / rate, "bytes": self.work.moved_bytes() / memory}
-        counted = max(self.work.counted_operations() / rate, by["bytes"])
-        return {
-            "seconds": max(by.values()),
-            "model_steps": 1,
-            "gigaflops": rate / 1e9,
-            "gigabytes_per_s": memory / 1e9,
-            "counted_us": counted * 1e6,
-        }
-
-
-def make(work: Work, method: str, options: dict[str, Any]) -> Any:
-    if method == "bound":
-        if jax.config.jax_platforms in (None, "", "cpu"):
-            import os
-
-            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-        return Bound(work, method, options)
-    return Plain(work, method, options)
-
-
 if __name__ == "__main__":
-    _worker.serve(make, ("jax", "jaxlib", "flax", "optax"))
+    _worker.serve(Plain, ("jax", "jaxlib", "flax", "optax"))

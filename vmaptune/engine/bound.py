@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vmaptune.engine import kept
+from vmaptune.engine.compiling import compiled, products_are_compiled
 from vmaptune.engine.devices import cache_folder, lane_mesh, machine
 from vmaptune.engine.functions import LaneFunctions
 
@@ -71,7 +72,7 @@ def _jaxprs(params: Any) -> list[Any]:
 
 @lru_cache(maxsize=1)
 def _file() -> Any:
-    name = kept.digest(sorted(machine().items()))
+    name = kept.digest([*sorted(machine().items()), "products by the library and compiled"])
     return cache_folder() / "machines" / f"{name}.json"
 
 
@@ -86,37 +87,45 @@ def known_rates() -> MachineRates | None:
 
 
 def measured_rates() -> MachineRates:
-    """Measures the rates, in less than half a second on a CPU, and keeps them."""
+    """Measures the rates, in less than a second on a CPU, and keeps them.
+
+    The rate of products is that of the faster of two: large ones by XLA's library and, where lanes' products are
+    compiled with their program, smaller ones compiled so, which no library reaches on some processors.
+    """
     devices = jax.local_device_count()
     mesh = lane_mesh(devices)
     cpu = jax.default_backend() == "cpu"
-    n, products = (384, 24) if cpu else (4096, 16)
     length, passes = (2**22, 4) if cpu else (2**26, 8)
     rng = np.random.default_rng(0)
     by_device, everywhere = NamedSharding(mesh, P("lanes")), NamedSharding(mesh, P())
-    x = jax.device_put(rng.random((devices, n, n), np.float32), by_device)
-    w = jax.device_put(rng.random((n, n), np.float32) / n, everywhere)
-    array = jax.device_put(np.ones((devices, length), np.float32), by_device)
 
     def over_devices(function: Callable[..., Any], specs: Any) -> Any:
         return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P("lanes"), check_vma=False))
 
-    multiply = over_devices(lambda a, b: jax.lax.fori_loop(0, products, lambda _, c: c @ b, a[0])[None],
-                            (P("lanes"), P()))  # fmt: skip
+    def flops(n: int, products: int, by_library: bool) -> float:
+        x = jax.device_put(rng.random((devices, n, n), np.float32), by_device)
+        w = jax.device_put(rng.random((n, n), np.float32) / n, everywhere)
+        multiply = over_devices(lambda a, b: jax.lax.fori_loop(0, products, lambda _, c: c @ b, a[0])[None],
+                                (P("lanes"), P()))  # fmt: skip
+        executable = multiply if by_library else compiled(multiply.lower(x, w), products=True)
+        return 2.0 * n**3 * products * devices / _seconds(executable, x, w)
+
+    array = jax.device_put(np.ones((devices, length), np.float32), by_device)
     copy = over_devices(lambda a: jax.lax.fori_loop(0, passes, lambda _, b: b * 0.999 + 1e-6, a), (P("lanes"),))
-
-    def seconds(function: Any, *arguments: Any) -> float:
-        jax.block_until_ready(function(*arguments))
-        times = []
-        for _ in range(3):
-            started = time.perf_counter()
-            jax.block_until_ready(function(*arguments))
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    rates = MachineRates(
-        flops=2.0 * n**3 * products * devices / seconds(multiply, x, w),
-        bytes=2.0 * array.nbytes * passes / seconds(copy, array),
-    )
+    products = [flops(384, 24, True) if cpu else flops(4096, 16, True)]
+    if products_are_compiled():
+        products.append(flops(256, 80, False))
+    rates = MachineRates(flops=max(products), bytes=2.0 * array.nbytes * passes / _seconds(copy, array))
     kept.write(_file(), asdict(rates))
     return rates
+
+
+def _seconds(function: Any, *arguments: Any) -> float:
+    """The least of three calls, after one that compiles."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - started)
+    return min(times)
