@@ -126,7 +126,7 @@ def test_short_types_and_wide_results_keep_their_dtypes():
 def test_what_cannot_be_computed_says_so():
     shape = ConvShape((4, 5, 2), (2, 2, 4), "float32", (0, 2, 1), (2, 1, 0), (0, 2, 1), (1,), ((0, 0),), (1,), (1,))
     lhs, rhs = normal(0, *shape.lhs), normal(1, *shape.rhs)
-    with pytest.raises(ValueError, match="must be one of im2col, shifted, depthwise, but got 'fft'"):
+    with pytest.raises(ValueError, match="must be one of im2col, shifted, depthwise, innermost, but got 'fft'"):
         convolve(shape, "fft", lhs, rhs)
     with pytest.raises(ValueError, match="one input channel in a group, but got 2"):
         convolve(shape, "depthwise", lhs, rhs)

@@ -1,8 +1,10 @@
 """Which implementation a convolution gets: a heuristic, and a stopwatch.
 
 The heuristic is from measurements on a CPU of two cores (JAX 0.10), where im2col was the fastest of all convolutions
-tried but the depthwise ones. On accelerators it has not been measured; XLA would make a grouped convolution of kernels
-that differ by lane there too, so products are the default, and `fastest` says whether that holds.
+tried but the depthwise ones. A model whose layers have few channels each takes half the time with the examples
+innermost throughout; one of which some layers are computed so, and some aren't, takes longer than either. On
+accelerators it has not been measured; XLA would make a grouped convolution of kernels that differ by lane there too, so
+products are the default, and `fastest` says whether that holds.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +22,8 @@ from jax import lax
 from vmaptune.rewrite._convolution import ConvShape, convolve, supported
 
 LARGEST_KERNEL = 64  # positions; above, a chain of slices compiles slowly and gains little
+INNERMOST = "innermost"
+FEW_CHANNELS, FEWEST_EXAMPLES = 16, 16  # of layers with the examples innermost: at most, and at least
 BUDGET_SECONDS = 0.6  # of one convolution's measurement; a candidate that would start later is not measured
 RUN_SECONDS = 0.03  # of one timing
 # Forward operations of one timed call. XLA's own convolution does 1 to 2 GFLOP/s on a CPU, the products 20 and more.
@@ -31,6 +35,24 @@ _measured: dict[tuple[ConvShape, int, str], dict[str, float]] = {}
 def default_choice(shape: ConvShape) -> str:
     """The method for a convolution whose kernel differs by lane, without measuring: see `fastest` for that."""
     return candidates(shape)[0]
+
+
+def examples_belong_innermost(shapes: Iterable[ConvShape]) -> bool:
+    """Whether a model with these convolutions is computed faster with the examples innermost throughout."""
+    shapes = list(shapes)
+    return (
+        _on_cpu()
+        and bool(shapes)
+        and all(
+            supported(shape)
+            and shape.has_channels_last
+            and shape.feature_group_count == 1
+            and shape.out_channels <= FEW_CHANNELS
+            and shape.batch >= FEWEST_EXAMPLES
+            and 1 < math.prod(shape.kernel) <= LARGEST_KERNEL
+            for shape in shapes
+        )
+    )
 
 
 def candidates(shape: ConvShape) -> tuple[str, ...]:
@@ -89,7 +111,16 @@ class Choice:
 
     def __call__(self, shape: ConvShape) -> str:
         self.asked[shape] = None
-        return self.chosen.get(str(shape)) or default_choice(shape)
+        chosen = self.chosen.get(str(shape))
+        return chosen if chosen not in (None, INNERMOST) else default_choice(shape)
+
+    def of_model(self, shapes: Sequence[ConvShape]) -> str | None:
+        """The method of a model's convolutions where they have one in common, as chosen before or by the heuristic."""
+        names = [str(shape) for shape in shapes]
+        if self.chosen.keys().isdisjoint(names) and examples_belong_innermost(shapes):
+            self.chosen |= dict.fromkeys(names, INNERMOST)
+        methods = {self.chosen.get(name) for name in names}
+        return methods.pop() if len(methods) == 1 else None
 
     def settle(self, measured: Mapping[str, str]) -> bool:
         """Fixes the method of every convolution met so far, once and for all: as measured, or by the heuristic.

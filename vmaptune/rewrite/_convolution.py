@@ -9,7 +9,9 @@ of the kernel's sizes), `*S` spatial sizes of the padded input, `*T` of the outp
 
 "im2col" is the lowering of Chellapilla, Puri, Simard (2006), High performance convolutional neural networks for
 document processing; "shifted" is the sum of 1x1 convolutions of Vasudevan, Anderson, Gregg (2017), Parallel multi
-channel convolution using general matrix multiplication (kn2row, with the shift before the product).
+channel convolution using general matrix multiplication (kn2row, with the shift before the product). "innermost" is
+im2col with the examples as the last axis, where all that lies between two convolutions fills vectors however few
+channels there are (`_innermost.py` keeps them there from layer to layer).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-METHODS = ("im2col", "shifted", "depthwise")
+METHODS = ("im2col", "shifted", "depthwise", "innermost")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,12 @@ class ConvShape:
         """Operations of the forward pass, a multiplication and an addition counted as two."""
         per_output = math.prod(self.kernel) * self.in_channels // self.feature_group_count
         return 2 * self.batch * math.prod(self.out_spatial) * self.out_channels * per_output
+
+    @property
+    def has_channels_last(self) -> bool:
+        """Whether input and output are `[N, *S, C]`."""
+        n = len(self.lhs)
+        return self.lhs_spec == self.out_spec == (0, n - 1, *range(1, n - 1))
 
     @property
     def positions_are_blocks(self) -> bool:
@@ -163,6 +171,8 @@ def _one_group(shape: ConvShape, method: str, lhs: jax.Array, rhs: jax.Array) ->
 
     lhs [N, *S, C], rhs [*k, C, O]; [N, *T, O].
     """
+    if method == "innermost":
+        return ends_exchanged(_examples_last(shape, ends_exchanged(lhs), rhs))
     if shape.positions_are_blocks:
         return _product(shape, _blocks(lhs, shape), rhs, shape.preferred_element_type)
     if method == "im2col":
@@ -174,6 +184,34 @@ def _one_group(shape: ConvShape, method: str, lhs: jax.Array, rhs: jax.Array) ->
         part = _product(shape, _slice(lhs, shape, position), rhs[position], _sum_type(result))
         total = part if total is None else total + part
     return total.astype(result)
+
+
+def convolve_innermost(shape: ConvShape, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """`convolve` with the examples innermost in what it takes and returns, for a convolution of one group that
+    `has_channels_last`. lhs [C, *S, N], the input before its padding; rhs as `shape` says; [O, *T, N]."""
+    dims = range(2, len(shape.lhs))
+    rhs = _transpose(rhs, (*(shape.rhs_spec[d] for d in dims), shape.rhs_spec[1], shape.rhs_spec[0]))
+    return _examples_last(shape, _pad(lhs, shape), rhs)
+
+
+def ends_exchanged(array: jax.Array) -> jax.Array:
+    """The array with its first and its last axis exchanged: `[N, ..., C]` as `[C, ..., N]`, and back."""
+    n = np.ndim(array)
+    return array if n < 2 else lax.transpose(array, (n - 1, *range(1, n - 1), 0))
+
+
+def _examples_last(shape: ConvShape, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """lhs [C, *S, N], rhs [*k, C, O]; [O, *T, N]."""
+    slices = [_slice(lhs, shape, position) for position in _positions(shape)]
+    patches = slices[0] if len(slices) == 1 else lax.concatenate(slices, 0)  # [K C, *T, N]
+    product = lax.dot_general(
+        rhs.reshape((-1, rhs.shape[-1])).T,
+        patches.reshape((patches.shape[0], -1)),
+        (((1,), (0,)), ((), ())),
+        precision=shape.precision,
+        preferred_element_type=shape.preferred_element_type,
+    )
+    return product.reshape((rhs.shape[-1], *shape.out_spatial, lhs.shape[-1]))
 
 
 def _product(shape: ConvShape, patches: jax.Array, rhs: jax.Array, result: Any) -> jax.Array:
@@ -219,7 +257,8 @@ def _blocks(lhs: jax.Array, shape: ConvShape) -> jax.Array:
 
 
 def _pad(lhs: jax.Array, shape: ConvShape) -> jax.Array:
-    """Dilates and pads (or crops, where the padding is negative) the input. lhs [N, ..., C]; [N, *S, C]."""
+    """Dilates and pads (or crops, where the padding is negative) the input. lhs [N, ..., C]; [N, *S, C], or both with
+    the ends exchanged."""
     config = [(low, high, d - 1) for (low, high), d in zip(shape.padding, shape.lhs_dilation, strict=True)]
     if not any(map(any, config)):
         return lhs
@@ -231,7 +270,7 @@ def _positions(shape: ConvShape) -> Any:
 
 
 def _slice(lhs: jax.Array, shape: ConvShape, position: tuple[int, ...]) -> jax.Array:
-    """What one kernel position sees at every output. lhs [N, *S, C]; [N, *T, C]."""
+    """What one kernel position sees at every output. lhs [N, *S, C] or [C, *S, N]; the same with *T for *S."""
     starts = [p * d for p, d in zip(position, shape.rhs_dilation, strict=True)]
     ends = [
         start + (size - 1) * stride + 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from vmaptune.rewrite._columns import short_rows_in_columns
 from vmaptune.rewrite._factorisations import one_at_a_time
-from vmaptune.rewrite._products import faster_product
+from vmaptune.rewrite._products import faster_product, long_products_as_they_are_used
 from vmaptune.rewrite._quotients import faster_quotient
 from vmaptune.rewrite._random import in_one_piece
 from vmaptune.rewrite._walk import exchanged
@@ -24,4 +24,5 @@ def fit_for_cpu(jaxpr: Any, *, compiled_products: bool = False, one_batch: bool 
         eqn = faster_product(one_at_a_time(in_one_piece(eqn)), compiled_products, one_batch)
         return faster_quotient(eqn)
 
+    jaxpr = jaxpr if compiled_products else long_products_as_they_are_used(jaxpr)
     return short_rows_in_columns(exchanged(jaxpr, fitted))

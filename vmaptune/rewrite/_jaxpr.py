@@ -7,15 +7,18 @@ itself computes is not seen here: if it holds convolutions, `with_fast_convoluti
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from vmaptune.rewrite._choose import default_choice
+from vmaptune.rewrite._choose import INNERMOST, Choice
 from vmaptune.rewrite._columns import short_rows_in_columns
-from vmaptune.rewrite._convolution import ConvShape, convolve
+from vmaptune.rewrite._convolution import ConvShape, convolve, convolve_innermost
+from vmaptune.rewrite._innermost import INLINED, ends, examples_innermost
 from vmaptune.rewrite._picking import pick, pick_shape
 from vmaptune.rewrite._pooling import PoolShape, pool, poolable
 from vmaptune.rewrite._walk import call_instead, exchanged, inner_jaxprs, rewritten
@@ -34,14 +37,25 @@ def with_fast_convolutions(
     Apply it before `jax.grad`, and to the function of one lane. The JAX arrays among the arguments are traced, at each
     call, as `jax.jit` traces them; everything else (numbers, strings, NumPy arrays) reaches `function` as it is.
 
-    `choose` takes a `ConvShape` and returns "im2col", "shifted", "depthwise" or, to leave it as it is, "xla"; without
-    it a heuristic decides. `pools` says whether poolings are exchanged too.
+    `choose` takes a `ConvShape` and returns "innermost", "im2col", "shifted", "depthwise" or, to leave it as it is,
+    "xla"; without it a heuristic decides, of a model as a whole. From an "innermost" one to the next, what lies between
+    keeps the examples innermost. `pools` says whether poolings are exchanged too.
     """
-    choice = choose if choose is not None else default_choice
 
-    def rewrite(jaxpr: Any) -> Any:
-        fast = exchanged(jaxpr, lambda eqn: _faster(eqn, choice, pools))
-        return short_rows_in_columns(fast) if jax.default_backend() == "cpu" else fast
+    def rewrite(closed: Any) -> Any:
+        shapes = find_convolutions(closed)
+        choice = elsewhere = choose if choose is not None else Choice()
+        if isinstance(choice, Choice) and _are_within_reach(closed.jaxpr) and choice.of_model(shapes) == INNERMOST:
+            choice = _innermost
+
+        def faster(eqn: Any) -> Any:
+            return _faster(eqn, elsewhere, pools)
+
+        if choice is _innermost or any(choice(shape) == INNERMOST for shape in shapes):
+            closed = examples_innermost(closed, lambda eqn: _on_innermost(eqn, choice, pools), faster)
+        else:
+            closed = closed.replace(jaxpr=exchanged(closed.jaxpr, faster))
+        return closed.replace(jaxpr=short_rows_in_columns(closed.jaxpr)) if jax.default_backend() == "cpu" else closed
 
     return rewritten(function, rewrite)
 
@@ -115,3 +129,30 @@ def _faster(eqn: Any, choose: Choose, pools: bool) -> Any:
         return call_instead(eqn, f"{window.kind}_pool", (pool, window)) if poolable(window) else eqn
     picked = pick_shape(eqn)
     return eqn if picked is None else call_instead(eqn, "pick", (pick, picked))
+
+
+def _are_within_reach(jaxpr: Any) -> bool:
+    """Whether no convolution lies in a loop, a branch or a rule of its own, where the walk does not go."""
+    return all(
+        _are_within_reach(inner) if eqn.primitive.name in INLINED else not find_convolutions(inner)
+        for eqn in jaxpr.eqns
+        for inner in inner_jaxprs(eqn)
+    )
+
+
+def _innermost(shape: ConvShape) -> str:
+    return INNERMOST
+
+
+def _on_innermost(eqn: Any, choose: Choose, pools: bool) -> Callable[..., Any] | None:
+    """What computes an equation, the examples innermost in its first operand and in its result, if there is something
+    to do so: a convolution, if that is its method, or a pooling."""
+    conv = conv_shape(eqn)
+    if conv is not None:
+        wanted = conv.has_channels_last and conv.feature_group_count == 1 and choose(conv) == INNERMOST
+        return partial(convolve_innermost, conv) if wanted else None
+    window = pool_shape(eqn) if pools else None
+    if window is None or not poolable(window):
+        return None
+    sizes: dict[str, Any] = {name: ends(size) for name, size in vars(window).items() if isinstance(size, tuple)}
+    return partial(pool, dataclasses.replace(window, **sizes))

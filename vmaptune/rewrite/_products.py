@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -20,13 +21,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jax.extend import core
 
 from vmaptune.rewrite._columns import fills_no_vector
-from vmaptune.rewrite._walk import alone, call_instead, inner_jaxprs
+from vmaptune.rewrite._walk import alone, call_instead, inner_jaxprs, with_inner
 
 VECTOR = 8  # columns that a compiled product takes at once; the rest of a row goes one by one
 MOST_PADDED = 64  # columns, above which the rest is a small part
 SLOW = 1.5  # times as long, transposing what lies lane beside lane
+MUCH_LONGER = 4  # times as many rows as columns: the product of a convolution's gradient, not of a layer's
 MOST_ROWS = 512  # above, copying the first factor takes what XLA's library of kernels gains by it
 
 
@@ -194,6 +197,37 @@ def faster_product(eqn: Any, compiled: bool = False, one_batch: bool = False) ->
     in_order = (shape.lhs_order, shape.rhs_order) == (tuple(range(len(shape.lhs))), tuple(range(len(shape.rhs))))
     padding = columns_of_zeros(shape)
     return eqn if in_order and not padding else call_instead(eqn, "product_of_rows", (product, shape, padding))
+
+
+def long_products_as_they_are_used(jaxpr: Any) -> Any:
+    """The jaxpr with long products that are used transposed, and not otherwise, computed so.
+
+    A gradient comes with the result's own axes first, `[M, N]` where `[N, M]` is wanted: of a convolution's patches,
+    which have thousands of columns and are read again at once, that is slow.
+    """
+    inner = [with_inner(eqn, long_products_as_they_are_used) for eqn in jaxpr.eqns]
+    uses = Counter(v for eqn in jaxpr.eqns for v in eqn.invars if isinstance(v, core.Var))
+    uses.update(v for v in jaxpr.outvars if isinstance(v, core.Var))
+    makers = {eqn.outvars[0]: i for i, eqn in enumerate(inner) if _is_long(eqn)}
+    eqns: list[Any] = list(inner)
+    for i, eqn in enumerate(inner):
+        maker = makers.get(eqn.invars[0]) if eqn.primitive.name == "transpose" else None
+        if maker is None or uses[eqn.invars[0]] > 1:
+            continue
+        old, (lhs_k, rhs_k) = inner[maker], inner[maker].params["dimension_numbers"][0]
+        params = old.params | {"dimension_numbers": ((rhs_k, lhs_k), ((), ()))}
+        eqns[maker], eqns[i] = old.replace(invars=old.invars[::-1], outvars=eqn.outvars, params=params), None
+    same = all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True))
+    return jaxpr if same else jaxpr.replace(eqns=[eqn for eqn in eqns if eqn is not None])
+
+
+def _is_long(eqn: Any) -> bool:
+    """Whether an equation is a product of two matrices with many more rows than columns."""
+    shape = product_shape(eqn)
+    if shape is None or (len(shape.lhs), len(shape.rhs), shape.batch, shape.contracted) != (2, 2, 0, 1):
+        return False
+    rows, columns = eqn.outvars[0].aval.shape
+    return rows > MOST_ROWS and rows >= MUCH_LONGER * columns
 
 
 def columns_of_zeros(shape: ProductShape) -> int:

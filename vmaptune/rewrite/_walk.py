@@ -35,11 +35,11 @@ def exchanged(jaxpr: Any, exchange: Exchange) -> Any:
 
 def with_exchanged(function: Callable[..., Any], exchange: Exchange) -> Callable[..., Any]:
     """`function` with the equations of its jaxpr exchanged, as `rewritten` is."""
-    return rewritten(function, lambda jaxpr: exchanged(jaxpr, exchange))
+    return rewritten(function, lambda closed: closed.replace(jaxpr=exchanged(closed.jaxpr, exchange)))
 
 
 def rewritten(function: Callable[..., Any], rewrite: Callable[[Any], Any]) -> Callable[..., Any]:
-    """`function` with its jaxpr rewritten.
+    """`function` with its jaxpr, a closed one, rewritten.
 
     The JAX arrays among the arguments are traced, at each call, as `jax.jit` traces them; everything else (numbers,
     strings, NumPy arrays) reaches `function` as it is.
@@ -62,8 +62,8 @@ def rewritten(function: Callable[..., Any], rewrite: Callable[[Any], Any]) -> Ca
             return [leaf for leaf in out if isinstance(leaf, jax.Array)]
 
         closed = jax.make_jaxpr(flat)(*(leaves[i] for i in traced))
-        jaxpr = rewrite(closed.jaxpr)
-        arrays = iter(jax.core.eval_jaxpr(jaxpr, closed.consts, *(leaves[i] for i in traced)))
+        closed = rewrite(closed)
+        arrays = iter(jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *(leaves[i] for i in traced)))
         return jax.tree.unflatten(trees[0], [next(arrays) if leaf is None else leaf for leaf in rest])
 
     return fast

@@ -1,0 +1,182 @@
+"""Convolutional layers with the examples innermost, as `[channels, *spatial, examples]`.
+
+A model has its examples first, `[examples, *spatial, channels]`, and few channels: eight fill a vector of 256 bits and
+waste half of one of 512, one channel seven eighths. The copies that an im2col makes are of as few numbers each, and so
+are what a pooling or its gradient reads. With the examples last all of these run along the examples.
+
+A convolution that is computed so (`_convolution.py:convolve_innermost`) takes and returns such arrays, and what lies
+between two of them is computed on them as it lies: number by number, by poolings, by sums over some axes. What has no
+such form gets the array as the model has it. All this is done before differentiation, so that gradients lie the same
+way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.extend import core
+
+from vmaptune.rewrite._convolution import ends_exchanged
+from vmaptune.rewrite._turned import BY_NUMBER as _BY_NUMBER
+from vmaptune.rewrite._turned import REDUCING
+from vmaptune.rewrite._walk import Exchange, alone, exchanged
+
+BY_NUMBER = _BY_NUMBER - {"layout_constraint"}  # of which the parameter is a layout of all axes
+INLINED = {"jit", "pjit", "closed_call"}
+
+Computes = Callable[[Any], Callable[..., Any] | None]
+
+
+def ends(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A value for each axis, for the array with its first and its last axis exchanged."""
+    return values if len(values) < 2 else (values[-1], *values[1:-1], values[0])
+
+
+def examples_innermost(closed: Any, computes: Computes, exchange: Exchange) -> Any:
+    """The closed jaxpr of the same function, with layers computed with the examples innermost.
+
+    Args:
+      computes: what computes an equation with the examples innermost in its first operand and in its result, or None.
+      exchange: as `exchanged` takes it, for all other equations.
+    """
+
+    def call(*values: Any) -> list[Any]:
+        walk = _Walk(computes, exchange)
+        return [m.rows for m in walk.evaluated(closed.jaxpr, closed.consts, [_Array(value) for value in values])]
+
+    return jax.make_jaxpr(call)(*(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars))
+
+
+class _Array:
+    """An array and the same with the examples innermost; each is there once it was asked for."""
+
+    def __init__(self, rows: Any = None, innermost: Any = None):
+        self._rows, self._innermost = rows, innermost
+        self.lies_innermost = rows is None
+
+    @property
+    def rows(self) -> Any:
+        if self._rows is None:
+            self._rows = _moved(self._innermost)
+        return self._rows
+
+    @property
+    def innermost(self) -> Any:
+        if self._innermost is None:
+            self._innermost = _moved(self._rows)
+        return self._innermost
+
+
+def _moved(array: Any) -> Any:
+    """The array with its ends exchanged, in memory: what reads it would read with strides else, several times."""
+    return alone(ends_exchanged, array) if np.ndim(array) > 1 else array
+
+
+class _Broadcast(_Array):
+    """A smaller array along some axes of a shape, written out as it is asked for."""
+
+    def __init__(self, array: Any, shape: tuple[int, ...], axes: tuple[int, ...]):
+        super().__init__()
+        self.lies_innermost = False
+        self._array, self._shape, self._axes = array, shape, axes
+
+    @property
+    def rows(self) -> Any:
+        if self._rows is None:
+            self._rows = lax.broadcast_in_dim(self._array, self._shape, self._axes)
+        return self._rows
+
+    @property
+    def innermost(self) -> Any:
+        if self._innermost is None:
+            places = ends(tuple(range(len(self._shape))))
+            axes = [places[axis] for axis in self._axes]
+            order = sorted(range(len(axes)), key=axes.__getitem__)
+            array = lax.transpose(self._array, order) if order != list(range(len(order))) else self._array
+            self._innermost = lax.broadcast_in_dim(array, ends(self._shape), sorted(axes))
+        return self._innermost
+
+
+class _Walk:
+    """Computes the equations of a jaxpr one by one."""
+
+    def __init__(self, computes: Computes, exchange: Exchange):
+        self._computes, self._exchange = computes, exchange
+
+    def evaluated(self, jaxpr: Any, consts: Any, args: list[_Array]) -> list[_Array]:
+        known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*map(_Array, consts), *args), strict=True))
+
+        def read(var: Any) -> _Array:
+            return _Array(var.val) if isinstance(var, core.Literal) else known[var]
+
+        for eqn in jaxpr.eqns:
+            operands = [read(v) for v in eqn.invars]
+            results = self._innermost(jaxpr, eqn, operands)
+            if results is None:
+                results = [_Array(x) for x in self._alone(jaxpr, eqn, [m.rows for m in operands])]
+            known.update(zip(eqn.outvars, results, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    def _alone(self, jaxpr: Any, eqn: Any, values: list[Any]) -> list[Any]:
+        """The results of one equation as the model has it."""
+        given = {v: value for v, value in zip(eqn.invars, values, strict=True) if isinstance(v, core.Var)}
+        one = jaxpr.replace(constvars=[], invars=list(given), outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects)
+        return jax.core.eval_jaxpr(exchanged(one, self._exchange), (), *given.values())
+
+    def _innermost(self, jaxpr: Any, eqn: Any, operands: list[_Array]) -> list[_Array] | None:
+        """The results of an equation that is computed with the examples innermost; None for any other."""
+        name, params = eqn.primitive.name, eqn.params
+        if name in INLINED and isinstance(params.get("jaxpr"), core.ClosedJaxpr):
+            return self.evaluated(params["jaxpr"].jaxpr, params["jaxpr"].consts, operands)
+        if name == "broadcast_in_dim" and len(operands) == 1 and len(params["shape"]) > 2:
+            return [_Broadcast(operands[0].rows, params["shape"], params["broadcast_dimensions"])]
+        lie = [v.aval.shape for v, m in zip(eqn.invars, operands, strict=True) if m.lies_innermost]
+        compute = self._computes(eqn)
+        if compute is not None and (lie or not _is_pool(name)):
+            return [_Array(innermost=compute(operands[0].innermost, *(m.rows for m in operands[1:])))]
+        if not lie:
+            return None
+        shape = lie[0]
+        first, last = operands[0], len(shape) - 1
+        if name in BY_NUMBER and all(v.aval.ndim in (0, len(shape)) for v in (*eqn.invars, *eqn.outvars)):
+            out = eqn.primitive.bind(*(m.innermost for m in operands), **params)
+            return [_Array(innermost=x) for x in (out if eqn.primitive.multiple_results else [out])]
+        if name == "custom_jvp_call" and _is_by_number(eqn, shape):
+            # its rule is for arrays of this shape, and asks for no more than that all have it
+            given = [
+                lax.reshape(m.innermost, shape) if v.aval.shape else m.rows
+                for v, m in zip(eqn.invars, operands, strict=True)
+            ]
+            found = self._alone(jaxpr, eqn, given)
+            return [_Array(innermost=x.reshape(ends(x.shape))) for x in found]
+        if name in REDUCING and first.lies_innermost:
+            left = set(range(len(shape))) - set(params["axes"])
+            if len(left) > 1 and not {0, last} <= left:
+                return None  # what is left would come in another order
+            axes = tuple(sorted({0: last, last: 0}.get(axis, axis) for axis in params["axes"]))
+            out = eqn.primitive.bind(first.innermost, **{**params, "axes": axes})
+            return [_Array(innermost=out) if len(left) > 1 else _Array(out)]
+        if name == "pad" and first.lies_innermost:
+            return [_Array(innermost=lax.pad(first.innermost, operands[1].rows, ends(params["padding_config"])))]
+        if name == "concatenate":
+            axis = {0: last, last: 0}.get(params["dimension"], params["dimension"])
+            return [_Array(innermost=lax.concatenate([m.innermost for m in operands], axis))]
+        return None
+
+
+def _is_pool(name: str) -> bool:
+    return name.startswith("reduce_window")
+
+
+def _is_by_number(eqn: Any, shape: tuple[int, ...]) -> bool:
+    """Whether an equation with a rule of its own, and all that it computes, goes number by number over one shape."""
+    if any(v.aval.shape not in ((), shape) for v in (*eqn.invars, *eqn.outvars)):
+        return False
+    inner = [value.jaxpr for value in eqn.params.values() if isinstance(value, core.ClosedJaxpr)]
+    if inner:
+        return len(inner) == 1 and all(_is_by_number(each, shape) for each in inner[0].eqns)
+    return eqn.primitive.name in BY_NUMBER or eqn.primitive.name == "broadcast_in_dim"
