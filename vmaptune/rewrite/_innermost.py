@@ -141,7 +141,7 @@ class _Walk:
         if not lie:
             return None
         shape = lie[0]
-        first, last = operands[0], len(shape) - 1
+        first, places = operands[0], ends(tuple(range(len(shape))))
         if name in BY_NUMBER and all(v.aval.ndim in (0, len(shape)) for v in (*eqn.invars, *eqn.outvars)):
             out = eqn.primitive.bind(*(m.innermost for m in operands), **params)
             return [_Array(innermost=x) for x in (out if eqn.primitive.multiple_results else [out])]
@@ -155,16 +155,15 @@ class _Walk:
             return [_Array(innermost=x.reshape(ends(x.shape))) for x in found]
         if name in REDUCING and first.lies_innermost:
             left = set(range(len(shape))) - set(params["axes"])
-            if len(left) > 1 and not {0, last} <= left:
+            if len(left) > 1 and not {0, len(shape) - 1} <= left:
                 return None  # what is left would come in another order
-            axes = tuple(sorted({0: last, last: 0}.get(axis, axis) for axis in params["axes"]))
+            axes = tuple(sorted(places[axis] for axis in params["axes"]))
             out = eqn.primitive.bind(first.innermost, **{**params, "axes": axes})
             return [_Array(innermost=out) if len(left) > 1 else _Array(out)]
         if name == "pad" and first.lies_innermost:
             return [_Array(innermost=lax.pad(first.innermost, operands[1].rows, ends(params["padding_config"])))]
         if name == "concatenate":
-            axis = {0: last, last: 0}.get(params["dimension"], params["dimension"])
-            return [_Array(innermost=lax.concatenate([m.innermost for m in operands], axis))]
+            return [_Array(innermost=lax.concatenate([m.innermost for m in operands], places[params["dimension"]]))]
         return None
 
 

@@ -63,6 +63,11 @@ class ProductShape:
             self, lhs=self.rhs, rhs=self.lhs, lhs_order=rhs[k:] + rhs[:k], rhs_order=lhs[-k:] + lhs[:-k]
         )
 
+    @property
+    def is_of_matrices(self) -> bool:
+        """Whether it is a plain product of two matrices."""
+        return len(self.lhs) == len(self.rhs) == 2 and not self.batch and self.contracted == 1
+
     def better_exchanged(self, slow: float = 1) -> bool:
         """Whether a gradient of weights costs less with its factors exchanged, of which transposing the other one takes
         `slow` times as long.
@@ -224,7 +229,7 @@ def long_products_as_they_are_used(jaxpr: Any) -> Any:
 def _is_long(eqn: Any) -> bool:
     """Whether an equation is a product of two matrices with many more rows than columns."""
     shape = product_shape(eqn)
-    if shape is None or (len(shape.lhs), len(shape.rhs), shape.batch, shape.contracted) != (2, 2, 0, 1):
+    if shape is None or not shape.is_of_matrices:
         return False
     rows, columns = eqn.outvars[0].aval.shape
     return rows > MOST_ROWS and rows >= MUCH_LONGER * columns

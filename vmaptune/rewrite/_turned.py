@@ -180,7 +180,11 @@ def _turned_equation(eqn: Any, what: Turned, operands: list[_Matrix]) -> list[_M
     if name == "dot_general":
         lie = tuple(map(what.lays, eqn.invars))
         shape = product_shape(eqn) if out in what.products or any(lie) else None
-        return None if shape is None or not _is_flat(shape) else [_product(shape, out in what.products, lie, operands)]
+        return (
+            None
+            if shape is None or not shape.is_of_matrices
+            else [_product(shape, out in what.products, lie, operands)]
+        )
     if name == "transpose" and _is_matrix(eqn.invars[0]) and tuple(eqn.params["permutation"]) == (1, 0):
         (m,) = operands
         return [_Matrix(across=m.rows) if not m.lies_across else _Matrix(rows=m.across)]
@@ -249,10 +253,6 @@ def sum_of_examples(array: jax.Array) -> jax.Array:
     return call(array)
 
 
-def _is_flat(shape: ProductShape) -> bool:
-    return len(shape.lhs) == len(shape.rhs) == 2 and not shape.batch and shape.contracted == 1
-
-
 class _Product(NamedTuple):
     """A product of a batch and weights: a layer's own, or the one that gives its input's gradient."""
 
@@ -283,7 +283,7 @@ def _products_of_batches(jaxpr: Any, state: set[Any]) -> list[_Product]:
                     mine = {v for v, s in zip(inner.invars, of_state, strict=True) if s}
                     found += _products_of_batches(inner, mine)
         shape = product_shape(eqn)
-        if shape is not None and _is_flat(shape) and of_state == [False, True] and shape.lhs_order == (0, 1):
+        if shape is not None and shape.is_of_matrices and of_state == [False, True] and shape.lhs_order == (0, 1):
             found.append(_Product(eqn, shape, shape.rhs_order == (0, 1)))
     return found
 
