@@ -23,7 +23,7 @@ from jax.extend import core
 from vmaptune.rewrite._convolution import ends_exchanged
 from vmaptune.rewrite._turned import BY_NUMBER as _BY_NUMBER
 from vmaptune.rewrite._turned import REDUCING
-from vmaptune.rewrite._walk import Exchange, alone, exchanged
+from vmaptune.rewrite._walk import Exchange, alone, results_of
 
 BY_NUMBER = _BY_NUMBER - {"layout_constraint"}  # of which the parameter is a layout of all axes
 INLINED = {"jit", "pjit", "closed_call"}
@@ -117,15 +117,9 @@ class _Walk:
             operands = [read(v) for v in eqn.invars]
             results = self._innermost(jaxpr, eqn, operands)
             if results is None:
-                results = [_Array(x) for x in self._alone(jaxpr, eqn, [m.rows for m in operands])]
+                results = [_Array(x) for x in results_of(jaxpr, eqn, [m.rows for m in operands], self._exchange)]
             known.update(zip(eqn.outvars, results, strict=True))
         return [read(v) for v in jaxpr.outvars]
-
-    def _alone(self, jaxpr: Any, eqn: Any, values: list[Any]) -> list[Any]:
-        """The results of one equation as the model has it."""
-        given = {v: value for v, value in zip(eqn.invars, values, strict=True) if isinstance(v, core.Var)}
-        one = jaxpr.replace(constvars=[], invars=list(given), outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects)
-        return jax.core.eval_jaxpr(exchanged(one, self._exchange), (), *given.values())
 
     def _innermost(self, jaxpr: Any, eqn: Any, operands: list[_Array]) -> list[_Array] | None:
         """The results of an equation that is computed with the examples innermost; None for any other."""
@@ -151,7 +145,7 @@ class _Walk:
                 lax.reshape(m.innermost, shape) if v.aval.shape else m.rows
                 for v, m in zip(eqn.invars, operands, strict=True)
             ]
-            found = self._alone(jaxpr, eqn, given)
+            found = results_of(jaxpr, eqn, given, self._exchange)
             return [_Array(innermost=x.reshape(ends(x.shape))) for x in found]
         if name in REDUCING and first.lies_innermost:
             left = set(range(len(shape))) - set(params["axes"])

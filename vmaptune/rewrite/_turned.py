@@ -26,7 +26,7 @@ from jax.extend import core
 
 from vmaptune.rewrite._columns import ALIKE
 from vmaptune.rewrite._products import VECTOR, ProductShape, columns_of_zeros, product_shape
-from vmaptune.rewrite._walk import alone, inner_jaxprs
+from vmaptune.rewrite._walk import alone, inner_jaxprs, results_of
 
 FEWEST = 32  # examples, two vectors of 512 bits, unless there are as few units
 
@@ -163,7 +163,7 @@ def _evaluated(jaxpr: Any, what: Turned, consts: Any, args: Any) -> list[_Matrix
         operands = [read(v) for v in eqn.invars]
         results = _turned_equation(eqn, what, operands)
         if results is None:
-            results = [_Matrix(value) for value in _as_it_is(jaxpr, eqn, operands)]
+            results = [_Matrix(value) for value in results_of(jaxpr, eqn, [m.rows for m in operands])]
         known.update(zip(eqn.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
@@ -180,11 +180,9 @@ def _turned_equation(eqn: Any, what: Turned, operands: list[_Matrix]) -> list[_M
     if name == "dot_general":
         lie = tuple(map(what.lays, eqn.invars))
         shape = product_shape(eqn) if out in what.products or any(lie) else None
-        return (
-            None
-            if shape is None or not shape.is_of_matrices
-            else [_product(shape, out in what.products, lie, operands)]
-        )
+        if shape is None or not shape.is_of_matrices:
+            return None
+        return [_product(shape, out in what.products, lie, operands)]
     if name == "transpose" and _is_matrix(eqn.invars[0]) and tuple(eqn.params["permutation"]) == (1, 0):
         (m,) = operands
         return [_Matrix(across=m.rows) if not m.lies_across else _Matrix(rows=m.across)]
@@ -207,13 +205,6 @@ def _turned_equation(eqn: Any, what: Turned, operands: list[_Matrix]) -> list[_M
         found = eqn.primitive.bind(*values, **eqn.params)
         return [_Matrix(across=value) for value in (found if eqn.primitive.multiple_results else [found])]
     return None
-
-
-def _as_it_is(jaxpr: Any, eqn: Any, operands: list[_Matrix]) -> list[Any]:
-    """The results of one equation of a jaxpr."""
-    places = {v: m for v, m in zip(eqn.invars, operands, strict=True) if isinstance(v, core.Var)}
-    one = jaxpr.replace(constvars=[], invars=list(places), outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects)
-    return jax.core.eval_jaxpr(one, (), *(m.rows for m in places.values()))
 
 
 def _consts_of(eqn: Any) -> list[_Matrix]:

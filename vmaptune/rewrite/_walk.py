@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -76,6 +76,13 @@ def inner_jaxprs(eqn: Any) -> Iterator[Any]:
             for one in value if isinstance(value, (tuple, list)) else (value,):
                 if isinstance(one, (core.ClosedJaxpr, core.Jaxpr)):
                     yield getattr(one, "jaxpr", one)
+
+
+def results_of(jaxpr: Any, eqn: Any, values: Sequence[Any], exchange: Exchange = lambda eqn: eqn) -> list[Any]:
+    """The results of one equation of a jaxpr for its operands' values, with it and what it calls exchanged."""
+    given = {v: value for v, value in zip(eqn.invars, values, strict=True) if isinstance(v, core.Var)}
+    one = jaxpr.replace(constvars=[], invars=list(given), outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects)
+    return jax.core.eval_jaxpr(exchanged(one, exchange), (), *given.values())
 
 
 def call_instead(eqn: Any, name: str, implementation: tuple[Any, ...]) -> Any:
