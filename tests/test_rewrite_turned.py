@@ -253,19 +253,6 @@ def test_a_turned_gradient_is_the_same_for_any_shape(examples, inputs, units, la
             np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-3)
 
 
-def test_a_sum_of_examples_is_each_lane_s_own():
-    from vmaptune.rewrite._turned import sum_of_examples
-
-    x = normal(0, 5, 10, 32)
-    together = jax.jit(jax.vmap(sum_of_examples))(x)
-    np.testing.assert_allclose(together, x.sum(2), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(sum_of_examples(x[0]), x[0].sum(1), rtol=1e-5, atol=1e-5)
-    spoilt = jax.jit(jax.vmap(sum_of_examples))(x.at[1].set(jnp.nan).at[2, 0, 0].set(jnp.inf))
-    assert np.isnan(spoilt[1]).all()
-    np.testing.assert_array_equal(np.delete(spoilt, (1, 2), 0), np.delete(together, (1, 2), 0))
-    assert np.isposinf(spoilt[2, 0])
-
-
 def test_an_embedding_s_gradient_and_own_masks_are_left_as_they_are():
     """What would have to be transposed for it takes as long as turning gains."""
     w, letters = normal(1, 8, 8), normal(2, 5, 8)

@@ -9,6 +9,7 @@ from vmaptune.rewrite._factorisations import one_at_a_time
 from vmaptune.rewrite._products import faster_product, long_products_as_they_are_used
 from vmaptune.rewrite._quotients import faster_quotient
 from vmaptune.rewrite._random import in_one_piece
+from vmaptune.rewrite._reductions import faster_reduction
 from vmaptune.rewrite._walk import exchanged
 
 
@@ -16,13 +17,15 @@ def fit_for_cpu(jaxpr: Any, *, compiled_products: bool = False, one_batch: bool 
     """The jaxpr with products in the layout that is fast, divisions by one number as multiplications, factorisations
     one matrix at a time, random bits in one piece, and short rows in columns.
 
-    `compiled_products` says that XLA compiles products with the program, instead of calling its library of kernels,
-    `one_batch` that all lanes train on the same batch.
+    `compiled_products` says that XLA compiles products with the program, instead of calling its library of kernels:
+    sums and maxima of rows, which that library would do as well, are exchanged, too. `one_batch` says that all lanes
+    train on the same batch.
     """
 
     def fitted(eqn: Any) -> Any:
         eqn = faster_product(one_at_a_time(in_one_piece(eqn)), compiled_products, one_batch)
-        return faster_quotient(eqn)
+        eqn = faster_quotient(eqn)
+        return faster_reduction(eqn) if compiled_products else eqn
 
     jaxpr = jaxpr if compiled_products else long_products_as_they_are_used(jaxpr)
     return short_rows_in_columns(exchanged(jaxpr, fitted))

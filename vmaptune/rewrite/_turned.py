@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import custom_vmap
 from jax.extend import core
 
 from vmaptune.rewrite._columns import ALIKE
 from vmaptune.rewrite._products import VECTOR, ProductShape, columns_of_zeros, product_shape
+from vmaptune.rewrite._reductions import product_with_ones
 from vmaptune.rewrite._walk import alone, inner_jaxprs, results_of
 
 FEWEST = 32  # examples, two vectors of 512 bits, unless there are as few units
@@ -187,9 +187,9 @@ def _turned_equation(eqn: Any, what: Turned, operands: list[_Matrix]) -> list[_M
         (m,) = operands
         return [_Matrix(across=m.rows) if not m.lies_across else _Matrix(rows=m.across)]
     if name in REDUCING and _is_matrix(eqn.invars[0]) and operands[0].lies_across:
-        axes = tuple(1 - axis for axis in eqn.params["axes"])
+        axes = tuple(sorted(1 - axis for axis in eqn.params["axes"]))
         if name == "reduce_sum" and axes == (1,) and eqn.invars[0].aval.dtype == jnp.float32:
-            return [_Matrix(sum_of_examples(operands[0].across))]
+            return [_Matrix(product_with_ones(operands[0].across, rows=True))]
         return [_Matrix(eqn.primitive.bind(operands[0].across, **{**eqn.params, "axes": axes}))]
     if not what.lays(out):
         return None
@@ -227,21 +227,6 @@ def _product(shape: ProductShape, turned: bool, columns: tuple[bool, ...], opera
         out = out[:, : shape.columns]
     out = lax.optimization_barrier(out)  # a transposition after it would become a product of another form
     return _Matrix(across=out) if turned else _Matrix(out)
-
-
-def sum_of_examples(array: jax.Array) -> jax.Array:
-    """`[units, examples]` summed to `[units]`, by a product of each lane's own with ones."""
-
-    def summed(array: jax.Array) -> jax.Array:
-        return of_lanes(1, [True], array[None])[0][0]
-
-    def of_lanes(lanes: int, _: list[bool], array: jax.Array) -> tuple[jax.Array, bool]:
-        ones = lax.optimization_barrier(jnp.ones((lanes, array.shape[2], 1), array.dtype))
-        return lax.dot_general(array, ones, (((2,), (1,)), ((0,), (0,))))[..., 0], True
-
-    call = custom_vmap(summed)
-    call.def_vmap(of_lanes)
-    return call(array)
 
 
 class _Product(NamedTuple):
