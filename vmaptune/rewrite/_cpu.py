@@ -9,6 +9,7 @@ from vmaptune.rewrite._factorisations import one_at_a_time
 from vmaptune.rewrite._products import faster_product, long_products_as_they_are_used
 from vmaptune.rewrite._quotients import faster_quotient
 from vmaptune.rewrite._random import in_one_piece
+from vmaptune.rewrite._recurrent import sums_after_loops
 from vmaptune.rewrite._reductions import faster_reduction
 from vmaptune.rewrite._walk import exchanged
 
@@ -27,5 +28,6 @@ def fit_for_cpu(jaxpr: Any, *, compiled_products: bool = False, one_batch: bool 
         eqn = faster_quotient(eqn)
         return faster_reduction(eqn) if compiled_products else eqn
 
+    jaxpr = sums_after_loops(jaxpr)
     jaxpr = jaxpr if compiled_products else long_products_as_they_are_used(jaxpr)
     return short_rows_in_columns(exchanged(jaxpr, fitted))
