@@ -310,6 +310,8 @@ def test_the_plan_can_be_pinned_and_does_not_depend_on_anything_measured():
     for text in ("lanes=0", "lanes", "rows=3", "lanes=-1", "lanes=two", "devices=4096"):
         with pytest.raises(InputError, match="--plan"):
             parse_plan(text)
+    with pytest.raises(InputError, match=r"plan must be a text like 'devices=2,.* but got \{'lanes': 1\}"):
+        parse_plan({"lanes": 1})
 
 
 @pytest.mark.parametrize(

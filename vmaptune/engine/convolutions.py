@@ -1,15 +1,22 @@
-"""Which implementation of each convolution is the fastest on the device at hand, measured and kept from run to run."""
+"""Which implementation of each convolution, and of a convolutional model as a whole, is the fastest on the device at
+hand, measured and kept from run to run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from vmaptune.engine import kept
 from vmaptune.engine.devices import cache_folder, machine
+from vmaptune.engine.functions import LaneFunctions
+from vmaptune.engine.plan import Plan
+from vmaptune.engine.planner import model_step_seconds
+from vmaptune.engine.program import Program, SharedArrays
 from vmaptune.rewrite import ConvShape, fastest
 
 SECONDS = 1.5  # that measuring one convolution takes at most, compiling included
+MODEL_SECONDS = 10.0  # that timing two programs of one model takes, compiling included
 SHARE = 0.05  # of a run's time that measuring may take
 
 
@@ -31,6 +38,32 @@ def fastest_convolutions(
         known |= {str(shape): method for shape, method in fastest(new, lanes).items()}
         kept.write(file, known)
     return {str(shape): known[str(shape)] for shape in shapes if str(shape) in known}
+
+
+def worth_timing_models(run_seconds: float) -> bool:
+    """Whether `faster_functions` takes at most a twentieth of a run of so many seconds."""
+    return SHARE * run_seconds >= MODEL_SECONDS
+
+
+def faster_functions(
+    functions: LaneFunctions,
+    other: LaneFunctions,
+    plan: Plan,
+    shared: SharedArrays | None,
+    settle: Callable[[], None] = lambda: None,
+) -> LaneFunctions:
+    """Whichever trains faster of two ways to compute the same step, timed with one tile of a plan's lanes; costs
+    nothing where it was timed before on this machine. `settle` as for `fastest_convolutions`."""
+    both = (functions, other)
+    what = [[str(each.step.fitted) for each in both], plan.devices, plan.lanes, sorted(machine().items())]
+    file = cache_folder() / "plans" / f"steps-{kept.digest(what)}.json"
+    seconds = kept.read(file)
+    if not isinstance(seconds, list) or len(seconds) != 2 or not all(isinstance(s, float) for s in seconds):
+        settle()
+        plan = replace(plan, tiles=1)
+        seconds = [model_step_seconds(Program(each, each.traced, plan, shared, uneven=False)) for each in both]
+        kept.write(file, seconds)
+    return both[seconds.index(min(seconds))]
 
 
 def _read(file: Path) -> dict[str, str]:

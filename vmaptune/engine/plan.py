@@ -66,8 +66,10 @@ def parse_plan(text: str) -> dict[str, int]:
     """Reads `devices=2,tiles=4,lanes=16,every=50`, any of the four; the rest is planned.
 
     Raises:
-      InputError: a name that a plan does not have, or a value that is no whole number of at least 1.
+      InputError: what is no text, a name that a plan does not have, or a value that is no whole number of at least 1.
     """
+    if not isinstance(text, str):
+        raise InputError(f"plan must be a text like 'devices=2,tiles=4,lanes=16,every=50', but got {text!r}")
     parts: dict[str, int] = {}
     for item in filter(None, text.replace(" ", "").split(",")):
         name, _, value = item.partition("=")

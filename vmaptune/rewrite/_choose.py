@@ -24,6 +24,7 @@ from vmaptune.rewrite._convolution import ConvShape, convolve, supported
 LARGEST_KERNEL = 64  # positions; above, a chain of slices compiles slowly and gains little
 INNERMOST = "innermost"
 FEW_CHANNELS, FEWEST_EXAMPLES = 16, 16  # of layers with the examples innermost: at most, and at least
+SOME_CHANNELS = 64  # up to which a model may be faster so, as its pooling and its strides have it
 BUDGET_SECONDS = 0.6  # of one convolution's measurement; a candidate that would start later is not measured
 RUN_SECONDS = 0.03  # of one timing
 # Forward operations of one timed call. XLA's own convolution does 1 to 2 GFLOP/s on a CPU, the products 20 and more.
@@ -37,8 +38,9 @@ def default_choice(shape: ConvShape) -> str:
     return candidates(shape)[0]
 
 
-def examples_belong_innermost(shapes: Iterable[ConvShape]) -> bool:
-    """Whether a model with these convolutions is computed faster with the examples innermost throughout."""
+def examples_belong_innermost(shapes: Iterable[ConvShape], most_channels: int = FEW_CHANNELS) -> bool:
+    """Whether a model with these convolutions is computed faster with the examples innermost throughout; with
+    `SOME_CHANNELS`, whether it may be."""
     shapes = list(shapes)
     return (
         _on_cpu()
@@ -47,7 +49,7 @@ def examples_belong_innermost(shapes: Iterable[ConvShape]) -> bool:
             supported(shape)
             and shape.has_channels_last
             and shape.feature_group_count == 1
-            and shape.out_channels <= FEW_CHANNELS
+            and shape.out_channels <= most_channels
             and shape.batch >= FEWEST_EXAMPLES
             and 1 < math.prod(shape.kernel) <= LARGEST_KERNEL
             for shape in shapes
@@ -108,6 +110,7 @@ class Choice:
     def __init__(self) -> None:
         self.asked: dict[ConvShape, None] = {}  # every convolution met, in the order of its first appearance
         self.chosen: dict[str, str] = {}  # method by the record's text
+        self._tried: list[str] | None = None  # the convolutions of what is traced while `trying`
 
     def __call__(self, shape: ConvShape) -> str:
         self.asked[shape] = None
@@ -117,10 +120,27 @@ class Choice:
     def of_model(self, shapes: Sequence[ConvShape]) -> str | None:
         """The method of a model's convolutions where they have one in common, as chosen before or by the heuristic."""
         names = [str(shape) for shape in shapes]
+        if self._tried is not None and examples_belong_innermost(shapes, SOME_CHANNELS):
+            self._tried += names
+            return INNERMOST
         if self.chosen.keys().isdisjoint(names) and examples_belong_innermost(shapes):
-            self.chosen |= dict.fromkeys(names, INNERMOST)
+            self.prefer_innermost(names)
         methods = {self.chosen.get(name) for name in names}
         return methods.pop() if len(methods) == 1 else None
+
+    def trying(self, trace: Callable[[], Any]) -> tuple[Any, list[str]]:
+        """What `trace` returns, with the examples innermost in models that may be faster so, and the convolutions of
+        these; nothing is chosen by that."""
+        tried: list[str] = []
+        self._tried = tried
+        try:
+            return trace(), list(dict.fromkeys(tried))
+        finally:
+            self._tried = None
+
+    def prefer_innermost(self, names: Iterable[str]) -> None:
+        """Chooses the examples innermost for the convolutions of these records."""
+        self.chosen |= dict.fromkeys(names, INNERMOST)
 
     def settle(self, measured: Mapping[str, str]) -> bool:
         """Fixes the method of every convolution met so far, once and for all: as measured, or by the heuristic.

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vmaptune.engine.convolutions import fastest_convolutions
+from vmaptune.engine.convolutions import faster_functions, fastest_convolutions, worth_timing_models
 from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.plan import Plan, default_plan, lanes_in_memory
 from vmaptune.engine.planner import planned, run_seconds, why
@@ -193,7 +193,7 @@ class Groups:
     def _lowered(self, group: Group) -> Program:
         """A group's program, still to be compiled unless that was done when the structure was chosen."""
         _, built = self._built.get((self.statics.static, group.static), (None, None))
-        if built is not None and built.plan == group.plan:
+        if built is not None and built.plan == group.plan and built.functions is group.functions:
             return built
         uneven = group.steps % group.plan.every != 0
         return Program(group.functions, self.traced, group.plan, self._shared, uneven=uneven, compile=False)
@@ -229,10 +229,24 @@ class Groups:
     def _with_fastest_convolutions(self, functions: LaneFunctions, static: tuple, steps: int, n: int) -> LaneFunctions:
         """The group's functions with each convolution computed as was measured to be the fastest here."""
         choice = self.experiment.convolutions
-        costs, rounds = functions.costs(), self.options.rounds
-        lanes = default_plan(costs, steps=steps, trials=n, pinned=dict(self.options.plan)).lanes
-        measured = fastest_convolutions(choice.asked, lanes, rounds * n * run_seconds(costs, steps), self._settle)
-        return LaneFunctions(self.task, dict(static), self.traced) if choice.settle(measured) else functions
+        costs, rounds, settled = functions.costs(), self.options.rounds, set(choice.chosen)
+        plan = default_plan(costs, steps=steps, trials=n, pinned=dict(self.options.plan))
+        seconds = rounds * n * run_seconds(costs, steps)
+
+        def traced() -> LaneFunctions:
+            return LaneFunctions(self.task, dict(static), self.traced)
+
+        if choice.settle(fastest_convolutions(choice.asked, plan.lanes, seconds, self._settle)):
+            functions = traced()
+        if settled.issuperset(map(str, choice.asked)) or not worth_timing_models(seconds):
+            return functions  # computed so for other groups already, or too short a run
+        other, tried = choice.trying(traced)
+        if not tried or not settled.isdisjoint(tried):
+            return functions
+        found = faster_functions(functions, other, plan, self._shared, self._settle)
+        if found is other:
+            choice.prefer_innermost(tried)
+        return found
 
     def _planned(self, functions: LaneFunctions, steps: int, trials: int) -> tuple[Plan, str]:
         """A plan for a group that is met for the first time, and why this one."""
