@@ -13,6 +13,7 @@ from flax import linen, nnx
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
+from rewritten import normal
 
 from vmaptune import rewrite
 from vmaptune.rewrite import ConvShape, PoolShape, convolve, pool, with_fast_convolutions
@@ -22,10 +23,6 @@ from vmaptune.rewrite._pooling import poolable
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 SLOW = ("conv_general_dilated", "reduce_window", "select_and_scatter", "select_and_gather")
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def assert_close(new, old, rtol=1e-5):

@@ -11,13 +11,10 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rewritten import normal
 
 from vmaptune.rewrite import fit_for_cpu, weights_in_columns, with_fast_convolutions
 from vmaptune.rewrite._columns import short_rows_in_columns
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def constrained(function, *args) -> list[tuple[int, ...]]:

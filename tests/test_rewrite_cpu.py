@@ -11,26 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from vmaptune.rewrite import fit_for_cpu
+from rewritten import fitted, normal
 
 SIZES = st.integers(1, 5)
-
-
-def fitted(function, *args, **options):
-    """`function` computed by its jaxpr as fitted, and that jaxpr."""
-    closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
-    jaxpr = fit_for_cpu(closed.jaxpr, **options)
-
-    def call(*values):
-        flat = jax.core.eval_jaxpr(jaxpr, closed.consts, *jax.tree.leaves(values))
-        return jax.tree.unflatten(jax.tree.structure(out), flat)
-
-    return call, jaxpr
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 @settings(max_examples=25, deadline=None)

@@ -11,6 +11,7 @@ from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax import lax
+from rewritten import normal
 
 import vmaptune as vt
 from vmaptune.rewrite import find_convolutions, fit_for_cpu, with_fast_convolutions
@@ -18,10 +19,6 @@ from vmaptune.rewrite._choose import Choice, examples_belong_innermost
 from vmaptune.rewrite._products import long_products_as_they_are_used
 
 KERNELS = {1: "NWC", 2: "NHWC", 3: "NDHWC"}
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def conv(x, kernel, stride=1):

@@ -10,26 +10,11 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from rewritten import fitted, normal
 
 from vmaptune.rewrite import fit_for_cpu
 
 NAME = "sums_after_loop"
-
-
-def fitted(function, *args):
-    """`function` computed by its jaxpr as fitted, and that jaxpr."""
-    closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
-    jaxpr = fit_for_cpu(closed.jaxpr, compiled_products=True)
-
-    def call(*values):
-        flat = jax.core.eval_jaxpr(jaxpr, closed.consts, *jax.tree.leaves(values))
-        return jax.tree.unflatten(jax.tree.structure(out), flat)
-
-    return call, jaxpr
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def scans(jaxpr):
@@ -60,7 +45,7 @@ def test_gradients_of_any_recurrent_network_are_equal(times, examples, units, in
     args = (0.3 * normal(0, lanes, units, units), 0.3 * normal(1, lanes, inputs, units), normal(2, lanes, units),
             normal(3, lanes, examples, units), normal(4, lanes, times, examples, inputs))  # fmt: skip
     gradient = jax.grad(lambda *args: recurrent(*args, reverse=reverse), argnums=range(5))
-    call, jaxpr = fitted(gradient, *(a[0] for a in args))
+    call, jaxpr = fitted(gradient, *(a[0] for a in args), compiled_products=True)
     assert (NAME in str(jaxpr)) == (units >= 4 * examples or units * inputs >= 2 * examples * (units + inputs))
     for got, expected in zip(jax.jit(jax.vmap(call))(*args), jax.vmap(gradient)(*args), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
@@ -76,7 +61,7 @@ def test_flax_cells_carry_no_gradient_of_weights_through_time(cell):
     def loss(params):
         return jnp.sum(nnx.merge(graph, params, rest)(x, initial_carry=start) ** 2)
 
-    call, jaxpr = fitted(jax.grad(loss), params)
+    call, jaxpr = fitted(jax.grad(loss), params, compiled_products=True)
     carried = [v.aval.shape for eqn in scans(jaxpr) for v in eqn.outvars[: eqn.params["num_carry"]]]
     assert carried
     assert all(4 in shape for shape in carried), carried  # states of four examples, no weights
@@ -97,7 +82,7 @@ def test_a_loop_in_a_loop_and_a_branch_are_reached():
 
         return lax.scan(step, jnp.zeros_like(w), xs)[0]
 
-    call, jaxpr = fitted(gradients, w, v)
+    call, jaxpr = fitted(gradients, w, v, compiled_products=True)
     assert NAME in str(jaxpr)
     np.testing.assert_allclose(call(w, v), gradients(w, v), rtol=1e-3, atol=1e-4)
 
@@ -118,7 +103,7 @@ def test_what_is_read_elsewhere_stays_in_the_loop(what):
         return lax.scan(step, w, (a, b))
 
     w = normal(4, 16, 16)
-    call, jaxpr = fitted(summed, w)
+    call, jaxpr = fitted(summed, w, compiled_products=True)
     assert (NAME in str(jaxpr)) == (what == "nothing")
     for got, expected in zip(call(w), summed(w), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
@@ -141,7 +126,7 @@ def test_many_rows_stay_in_the_loop():
 def test_a_lane_that_diverges_leaves_the_others():
     args = (0.3 * normal(0, 3, 16, 16), 0.3 * normal(1, 3, 16, 16), normal(2, 3, 16), normal(3, 3, 2, 16),
             normal(4, 3, 5, 2, 16))  # fmt: skip
-    call, jaxpr = fitted(jax.grad(recurrent), *(a[0] for a in args))
+    call, jaxpr = fitted(jax.grad(recurrent), *(a[0] for a in args), compiled_products=True)
     assert NAME in str(jaxpr)
     together = jax.jit(jax.vmap(call))(*args)
     spoilt = jax.jit(jax.vmap(call))(args[0].at[1].set(jnp.nan), *args[1:])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from rewritten import fitted, normal
 
 from vmaptune.rewrite import fit_for_cpu
 from vmaptune.rewrite._reductions import product_with_ones
@@ -16,20 +17,9 @@ from vmaptune.rewrite._reductions import product_with_ones
 OURS = ("sum_of_rows", "sum_over_rows", "sum_of_all", "extreme_of_rows")
 
 
-def fitted(function, *args):
-    """`function` computed by its jaxpr as fitted, and that jaxpr."""
-    closed = jax.make_jaxpr(function)(*args)
-    jaxpr = fit_for_cpu(closed.jaxpr, compiled_products=True)
-    return lambda *values: jax.core.eval_jaxpr(jaxpr, closed.consts, *values)[0], jaxpr
-
-
 def ours(jaxpr):
     """How many reductions were exchanged for which of ours."""
     return [name for name in OURS if name in str(jaxpr)]
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 @settings(max_examples=40, deadline=None)
@@ -38,7 +28,7 @@ def normal(seed, *shape):
 def test_any_reduction_is_numpy_s(shape, axes, name, lanes):
     axes = tuple(sorted({axis % len(shape) for axis in axes}))
     x = normal(sum(shape), lanes, *shape)
-    call, _ = fitted(lambda x: getattr(jnp, name)(x, axes), x[0])
+    call, _ = fitted(lambda x: getattr(jnp, name)(x, axes), x[0], compiled_products=True)
     expected = getattr(np, name)(np.asarray(x, np.float64), tuple(axis + 1 for axis in axes))
     got = jax.vmap(call)(x)
     assert got.shape == expected.shape
@@ -66,7 +56,7 @@ def test_any_reduction_is_numpy_s(shape, axes, name, lanes):
 )
 def test_what_is_exchanged(shape, axes, name, expected):
     x = normal(0, *shape)
-    call, jaxpr = fitted(lambda x: getattr(jnp, name)(x, axes), x)
+    call, jaxpr = fitted(lambda x: getattr(jnp, name)(x, axes), x, compiled_products=True)
     assert ours(jaxpr) == expected
     np.testing.assert_allclose(call(x), getattr(np, name)(np.asarray(x, np.float64), axes), rtol=1e-5, atol=1e-4)
 
@@ -80,7 +70,7 @@ def test_nothing_is_exchanged_where_xla_calls_its_library():
 
 def test_other_types_stay():
     for x in (jnp.arange(64).reshape(2, 32), jnp.ones((2, 32), jnp.bfloat16), jnp.ones((2, 32), bool)):
-        _, jaxpr = fitted(lambda x: lax.reduce_max(x, (1,)), x)
+        _, jaxpr = fitted(lambda x: lax.reduce_max(x, (1,)), x, compiled_products=True)
         assert not ours(jaxpr)
 
 
@@ -92,7 +82,7 @@ def test_an_extreme_is_exact_wherever_it_lies_and_keeps_what_is_not_finite(name,
     np.fill_diagonal(x, 9 if name == "max" else -9)
     x = np.concatenate([x, np.full((1, size), -np.inf), np.full((1, size), np.inf), x[:1]])
     x[-1, size // 2] = np.nan
-    call, jaxpr = fitted(lambda x: getattr(jnp, name)(x, 1), jnp.asarray(x))
+    call, jaxpr = fitted(lambda x: getattr(jnp, name)(x, 1), jnp.asarray(x), compiled_products=True)
     assert ours(jaxpr) == ["extreme_of_rows"]
     np.testing.assert_array_equal(call(jnp.asarray(x)), getattr(np, name)(x, 1))
 

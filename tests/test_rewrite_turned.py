@@ -12,6 +12,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rewritten import normal
 
 from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.lanes import Job, Lanes, Paused
@@ -22,10 +23,6 @@ from vmaptune.task import Task
 
 TRACED = {"rate": jax.ShapeDtypeStruct((), jnp.float32)}
 ROWS, INPUTS = 96, 6
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 X, Y = normal(0, ROWS, INPUTS), jnp.arange(ROWS) % 5
