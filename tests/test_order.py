@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,8 +38,14 @@ def by_hand(words: tuple[int, int], position: int, n: int) -> int:
     return x
 
 
+@partial(jax.jit, static_argnums=(2, 3))
+def each_of(words, steps, size, n):
+    """The batches of so many `steps`, one by one, `[steps, size]`."""
+    return jax.vmap(lambda step: batch_indices(words, step, size, n))(steps)
+
+
 def epoch_of(words, epoch: int, n: int) -> np.ndarray:
-    return np.asarray(batch_indices(jnp.asarray(words, jnp.uint32), jnp.int32(epoch), n, n))
+    return np.asarray(each_of(jnp.asarray(words, jnp.uint32), jnp.array([epoch]), n, n)[0])
 
 
 @pytest.mark.parametrize("n", [*range(1, 40), 64, 97, 100, 255, 256, 257, 300])
@@ -64,17 +72,18 @@ def test_agrees_with_the_plain_integers(n, a, b, step, data):
 def test_batches_together_are_the_batches_one_by_one(n, step, count, data):
     size = data.draw(st.integers(1, min(n, 32)))
     words = jnp.array([3, 4], jnp.uint32)
-    one_by_one = [batch_indices(words, jnp.int32(step + i), size, n) for i in range(count)]
-    np.testing.assert_array_equal(batches(words, jnp.int32(step), count, size, n), np.stack(one_by_one))
+    one_by_one = each_of(words, jnp.arange(step, step + count), size, n)
+    together = jax.jit(lambda step: batches(words, step, count, size, n))(jnp.int32(step))
+    np.testing.assert_array_equal(together, one_by_one)
     most = data.draw(st.integers(size, min(n, 40)))  # a traced size: so many places, of which the first are the batch's
     traced = jax.jit(lambda size: batches(words, jnp.int32(step), count, size, n, most))(jnp.int32(size))
-    np.testing.assert_array_equal(traced[:, :size], np.stack(one_by_one))
+    np.testing.assert_array_equal(traced[:, :size], one_by_one)
 
 
 @pytest.mark.parametrize(("n", "batch"), [(10, 3), (7, 7), (48, 16), (101, 32), (5, 4)])
 def test_every_example_once_an_epoch_across_straddling_batches(n, batch):
     words = jnp.array([5, 6], jnp.uint32)
-    stream = np.concatenate([batch_indices(words, jnp.int32(t), batch, n) for t in range(4 * n)])
+    stream = np.concatenate(each_of(words, jnp.arange(4 * n), batch, n))
     for epoch in range(len(stream) // n):
         assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
 

@@ -438,18 +438,20 @@ def drawn(seed):
     }
 
 
-@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4))
-@settings(max_examples=10, deadline=None, derandomize=True)
-def test_random_numbers_in_one_piece_are_jax_own_to_the_bit(seeds):
-    seeds = jnp.asarray(seeds, jnp.uint32)
+@pytest.mark.parametrize("lanes", [1, 100])
+def test_random_numbers_in_one_piece_are_jax_own_to_the_bit(lanes):
+    bits = np.random.default_rng(lanes).integers(0, 2**32, 100, np.uint64)
+    bits[:3] = 0, 1, 2**32 - 1
     closed, shape = jax.make_jaxpr(drawn, return_shape=True)(jax.ShapeDtypeStruct((), jnp.uint32))
     new = rewrite.fit_for_cpu(closed.jaxpr)
 
     def unrolled(seed):
         return jax.tree.unflatten(jax.tree.structure(shape), jax.core.eval_jaxpr(new, closed.consts, seed))
 
-    for a, b in zip(jax.tree.leaves(jax.vmap(unrolled)(seeds)), jax.tree.leaves(jax.vmap(drawn)(seeds)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    got, expected = (jax.jit(jax.vmap(f)) for f in (unrolled, drawn))
+    for seeds in jnp.asarray(bits, jnp.uint32).reshape(-1, lanes):
+        for a, b in zip(jax.tree.leaves(got(seeds)), jax.tree.leaves(expected(seeds)), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_random_bits_are_exchanged():

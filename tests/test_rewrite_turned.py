@@ -244,10 +244,9 @@ def test_a_turned_gradient_is_the_same_for_any_shape(examples, inputs, units, la
     def call(w, v, x):
         return jax.core.eval_jaxpr(fitted, [*closed.consts, *consts], w, v, x)
 
-    got = jax.jit(jax.vmap(call, in_axes=(0, 0, None if alike else 0)))(w, v, x)
-    for i in range(lanes):
-        for a, b in zip(got, gradient(w[i], v[i], x if alike else x[i]), strict=True):
-            np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-3)
+    got, expected = (jax.jit(jax.vmap(f, in_axes=(0, 0, None if alike else 0)))(w, v, x) for f in (call, gradient))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
 def test_an_embedding_s_gradient_and_own_masks_are_left_as_they_are():
