@@ -18,9 +18,10 @@ from _jax_models import loss, metrics, model_of
 from works import Work, learning_rates
 
 import vmaptune as vt
+from vmaptune.engine.convolutions import faster_as_a_whole
 from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.lanes import Job, Lanes
-from vmaptune.engine.plan import parse_plan
+from vmaptune.engine.plan import default_plan, parse_plan
 from vmaptune.engine.planner import planned
 from vmaptune.engine.program import Program
 from vmaptune.experiment import find_statics, lane_arguments
@@ -54,9 +55,15 @@ def program_of(experiment: vt.Experiment, work: Work, plan: str, every: int) -> 
     """The engine's compiled program for this experiment. THE one place that knows how the engine is put together."""
     task = experiment.build()
     traced = lane_arguments(experiment.space, find_statics(experiment, task).traced)
-    functions = LaneFunctions(task, {}, traced)
-    pinned = {**parse_plan(plan), "every": every}
-    found = planned(functions, functions.costs(), steps=1000, trials=work.lanes, pinned=pinned, measure=True)
+
+    def trace() -> LaneFunctions:
+        return LaneFunctions(task, {}, traced)
+
+    functions, pinned = trace(), {**parse_plan(plan), "every": every}
+    run: dict[str, Any] = {"steps": 1000, "trials": work.lanes, "pinned": pinned}
+    guess = default_plan(functions.costs(), **run)
+    functions = faster_as_a_whole(experiment.convolutions, (), functions, trace, guess)
+    found = planned(functions, functions.costs(), **run, measure=True)
     return Program(functions, traced, found.plan, uneven=False)  # as where segments divide trials' steps
 
 

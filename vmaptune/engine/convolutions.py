@@ -3,7 +3,7 @@ hand, measured and kept from run to run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.plan import Plan
 from vmaptune.engine.planner import model_step_seconds
 from vmaptune.engine.program import Program, SharedArrays
-from vmaptune.rewrite import ConvShape, fastest
+from vmaptune.rewrite import Choice, ConvShape, fastest
 
 SECONDS = 1.5  # that measuring one convolution takes at most, compiling included
 MODEL_SECONDS = 10.0  # that timing two programs of one model takes, compiling included
+TURNS = 3  # of timing one and the other
 SHARE = 0.05  # of a run's time that measuring may take
 
 
@@ -45,6 +46,32 @@ def worth_timing_models(run_seconds: float) -> bool:
     return SHARE * run_seconds >= MODEL_SECONDS
 
 
+def faster_as_a_whole(
+    choice: Choice,
+    settled: Collection[str],
+    functions: LaneFunctions,
+    trace: Callable[[], LaneFunctions],
+    plan: Plan,
+    shared: SharedArrays | None = None,
+    settle: Callable[[], None] = lambda: None,
+) -> LaneFunctions:
+    """A model's functions, or what `trace` makes of them with the examples innermost, where that trains faster; the
+    `choice` says so from then on.
+
+    Args:
+      settled: the convolutions that others are computed with already: a model that has one of them stays as it is.
+      plan: how many lanes are timed, in one tile.
+      settle: as for `fastest_convolutions`.
+    """
+    other, tried = choice.trying(trace)
+    if not tried or not set(settled).isdisjoint(tried):
+        return functions
+    found = faster_functions(functions, other, plan, shared, settle)
+    if found is other:
+        choice.prefer_innermost(tried)
+    return found
+
+
 def faster_functions(
     functions: LaneFunctions,
     other: LaneFunctions,
@@ -61,7 +88,9 @@ def faster_functions(
     if not isinstance(seconds, list) or len(seconds) != 2 or not all(isinstance(s, float) for s in seconds):
         settle()
         plan = replace(plan, tiles=1)
-        seconds = [model_step_seconds(Program(each, each.traced, plan, shared, uneven=False)) for each in both]
+        programs = [Program(each, each.traced, plan, shared, uneven=False) for each in both]
+        turns = [[model_step_seconds(program) for program in programs] for _ in range(TURNS)]
+        seconds = [min(times) for times in zip(*turns, strict=True)]
         kept.write(file, seconds)
     return both[seconds.index(min(seconds))]
 

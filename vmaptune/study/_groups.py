@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vmaptune.engine.convolutions import faster_functions, fastest_convolutions, worth_timing_models
+from vmaptune.engine.convolutions import faster_as_a_whole, fastest_convolutions, worth_timing_models
 from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.plan import Plan, default_plan, lanes_in_memory
 from vmaptune.engine.planner import planned, run_seconds, why
@@ -240,13 +240,7 @@ class Groups:
             functions = traced()
         if settled.issuperset(map(str, choice.asked)) or not worth_timing_models(seconds):
             return functions  # computed so for other groups already, or too short a run
-        other, tried = choice.trying(traced)
-        if not tried or not settled.isdisjoint(tried):
-            return functions
-        found = faster_functions(functions, other, plan, self._shared, self._settle)
-        if found is other:
-            choice.prefer_innermost(tried)
-        return found
+        return faster_as_a_whole(choice, settled, functions, traced, plan, self._shared, self._settle)
 
     def _planned(self, functions: LaneFunctions, steps: int, trials: int) -> tuple[Plan, str]:
         """A plan for a group that is met for the first time, and why this one."""
