@@ -19,8 +19,8 @@ def fit_for_cpu(jaxpr: Any, *, compiled_products: bool = False, one_batch: bool 
     one matrix at a time, random bits in one piece, and short rows in columns.
 
     `compiled_products` says that XLA compiles products with the program, instead of calling its library of kernels:
-    sums and maxima of rows, which that library would do as well, are exchanged, too. `one_batch` says that all lanes
-    train on the same batch.
+    sums and maxima of rows, which that library would do as well, are exchanged, too, and a recurrent network's
+    gradients are summed after its loop. `one_batch` says that all lanes train on the same batch.
     """
 
     def fitted(eqn: Any) -> Any:
@@ -28,6 +28,5 @@ def fit_for_cpu(jaxpr: Any, *, compiled_products: bool = False, one_batch: bool 
         eqn = faster_quotient(eqn)
         return faster_reduction(eqn) if compiled_products else eqn
 
-    jaxpr = sums_after_loops(jaxpr)
-    jaxpr = jaxpr if compiled_products else long_products_as_they_are_used(jaxpr)
+    jaxpr = sums_after_loops(jaxpr) if compiled_products else long_products_as_they_are_used(jaxpr)
     return short_rows_in_columns(exchanged(jaxpr, fitted))
