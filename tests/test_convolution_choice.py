@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import jax
@@ -108,6 +109,8 @@ def test_a_model_of_more_channels_is_timed_as_a_whole_and_a_study_keeps_to_it(
 
 
 def test_small_models_and_large_ones_are_not_timed(tmp_path, monkeypatch):
+    choice = experiment().convolutions
+    assert convolutions.faster_as_a_whole(choice, (), "as it is", lambda: pytest.fail("traced"), None) == "as it is"
     monkeypatch.setattr(convolutions, "faster_functions", lambda *_: pytest.fail("timed"))
     monkeypatch.setattr(_groups, "worth_timing_models", lambda seconds: True)
     vt.run(experiment(4, 16), trials=2, rounds=1, out=tmp_path / "few")  # innermost in any case
@@ -126,14 +129,19 @@ def test_two_ways_of_a_step_are_timed_once(tmp_path, monkeypatch):
     assert len(tried) == 1
     assert not choice_of.convolutions.chosen  # trying chooses nothing
     assert str(one.step.fitted) == str(LaneFunctions(task, {}, traced).step.fitted) != str(other.step.fitted)
-    times = iter([2.0, 1.5, 2.0, 9.0, 1.8, 1.7])  # in turn; the machine was busy once
-    monkeypatch.setattr(convolutions, "model_step_seconds", lambda program: next(times))
     plan, waits = Plan(devices=1, lanes=1, every=1, tiles=1), []
-    for _ in range(2):  # another timing would find no more times
-        assert convolutions.faster_functions(one, other, plan, None, lambda: waits.append(1)) is other
+    with monkeypatch.context() as patched:
+        times = iter([2.0, 1.5, 2.0, 9.0, 1.8, 1.7])  # in turn; the machine was busy once
+        patched.setattr(convolutions, "model_step_seconds", lambda program: next(times))
+        for _ in range(2):  # another timing would find no more times
+            assert convolutions.faster_functions(one, other, plan, None, lambda: waits.append(1)) is other
     assert waits == [1]
-    monkeypatch.undo()
-    assert convolutions.faster_functions(one, other, plan, None) in (one, other)  # by a stopwatch
+    (kept,) = (tmp_path / "plans").glob("steps-*.json")
+    kept.unlink()
+    found = convolutions.faster_functions(one, other, plan, None)  # by a stopwatch
+    seconds = json.loads(kept.read_text())
+    assert all(1e-9 < each < 1 for each in seconds)
+    assert found is (one, other)[int(np.argmin(seconds))]
 
 
 def convolutions_of(experiment_, examples=8):

@@ -41,7 +41,7 @@ def by_hand(words: tuple[int, int], position: int, n: int) -> int:
 @partial(jax.jit, static_argnums=(2, 3))
 def each_of(words, steps, size, n):
     """The batches of so many `steps`, one by one, `[steps, size]`."""
-    return jax.vmap(lambda step: batch_indices(words, step, size, n))(steps)
+    return jax.lax.map(lambda step: batch_indices(words, step, size, n), steps)
 
 
 def epoch_of(words, epoch: int, n: int) -> np.ndarray:

@@ -18,7 +18,7 @@ OURS = ("sum_of_rows", "sum_over_rows", "sum_of_all", "extreme_of_rows")
 
 
 def ours(jaxpr):
-    """How many reductions were exchanged for which of ours."""
+    """Which of our reductions a jaxpr holds."""
     return [name for name in OURS if name in str(jaxpr)]
 
 

@@ -59,10 +59,13 @@ def faster_as_a_whole(
     `choice` says so from then on.
 
     Args:
-      settled: the convolutions that others are computed with already: a model that has one of them stays as it is.
+      settled: the convolutions that others are computed with already: a model that has one of them stays as it is,
+        and nothing is traced where `choice` has met no others.
       plan: how many lanes are timed, in one tile.
       settle: as for `fastest_convolutions`.
     """
+    if set(settled).issuperset(map(str, choice.asked)):
+        return functions
     other, tried = choice.trying(trace)
     if not tried or not set(settled).isdisjoint(tried):
         return functions

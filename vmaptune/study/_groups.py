@@ -238,8 +238,8 @@ class Groups:
 
         if choice.settle(fastest_convolutions(choice.asked, plan.lanes, seconds, self._settle)):
             functions = traced()
-        if settled.issuperset(map(str, choice.asked)) or not worth_timing_models(seconds):
-            return functions  # computed so for other groups already, or too short a run
+        if not worth_timing_models(seconds):
+            return functions
         return faster_as_a_whole(choice, settled, functions, traced, plan, self._shared, self._settle)
 
     def _planned(self, functions: LaneFunctions, steps: int, trials: int) -> tuple[Plan, str]:
