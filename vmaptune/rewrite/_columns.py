@@ -5,6 +5,9 @@ exponentials, their sum and the gradient are computed almost number by number (a
 classifier); with the examples innermost, each of them fills vectors. A constraint on the array whose rows are
 reduced is enough: XLA's layout assignment hands it on to everything elementwise around it. The last layer's weights
 and their moments are the same: laid column by column in a training step, they lie so in the whole loop over steps.
+
+It takes arrays of any type, the results of any equation. A layout says where numbers lie in memory, never which they
+are: NaN, infinities, -0.0 and subnormal numbers stay as they are, and ties are decided as before.
 """
 
 from __future__ import annotations
@@ -36,13 +39,20 @@ def short_rows_in_columns(jaxpr: Any) -> Any:
         constraints = []
         for i, var in enumerate(eqn.outvars):
             if var in wanted and eqn.primitive.name != CONSTRAINT:
-                traced = jax.make_jaxpr(_in_columns)(jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype)).jaxpr
-                (inside,), (constraint,) = traced.invars, traced.eqns
+                inside, constraint = _constraint(var.aval)
                 eqn = eqn.replace(outvars=[*eqn.outvars[:i], inside, *eqn.outvars[i + 1 :]])
                 constraints.append(constraint.replace(outvars=[var], source_info=old.source_info, ctx=old.ctx))
         eqns += [eqn, *constraints]
     same = len(eqns) == len(jaxpr.eqns) and all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True))
     return jaxpr if same else jaxpr.replace(eqns=eqns)
+
+
+def _constraint(aval: Any) -> tuple[Any, Any]:
+    """A variable that nothing else has, and the equation that lays its array column by column."""
+    # JAX keeps traces by function, and with a trace its variables: a function of each call's own makes new ones.
+    traced = jax.make_jaxpr(lambda array: _in_columns(array))(jax.ShapeDtypeStruct(aval.shape, aval.dtype)).jaxpr
+    (inside,), (constraint,) = traced.invars, traced.eqns
+    return inside, constraint
 
 
 def _reduced(jaxpr: Any) -> set[Any]:
