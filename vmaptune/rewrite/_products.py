@@ -30,6 +30,7 @@ VECTOR = 8  # columns that a compiled product takes at once; the rest of a row g
 MOST_PADDED = 64  # columns, above which the rest is a small part
 SLOW = 1.5  # times as long, transposing what lies lane beside lane
 MUCH_LONGER = 4  # times as many rows as columns: the product of a convolution's gradient, not of a layer's
+TINY = 3  # numbers along an axis, up to which XLA writes a product as a plain loop over numbers
 MOST_ROWS = 512  # above, copying the first factor takes what XLA's library of kernels gains by it
 
 
@@ -86,9 +87,24 @@ class ProductShape:
         return math.prod(self.rhs[axis] for axis in self.rhs_order[self.batch : self.batch + self.contracted])
 
     @property
+    def length(self) -> int:
+        """The length of M."""
+        return math.prod(self.lhs[axis] for axis in self.lhs_order[self.batch : -self.contracted])
+
+    @property
     def longest(self) -> int:
         """The longer of K and M."""
-        return max(self.rows, math.prod(self.lhs[axis] for axis in self.lhs_order[self.batch : -self.contracted]))
+        return max(self.rows, self.length)
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether XLA writes it as a plain loop, in which no order is faster than another.
+
+        Nothing may keep a transposition of its result apart from it: once barriers are gone, XLA takes the
+        transposition into the product of all lanes even where the result would lie in columns then, and ends the
+        process as it writes such a product (a failed check, "IsMonotonicWithDim0Major").
+        """
+        return self.rows <= TINY or max(self.length, self.columns) <= TINY
 
     @property
     def columns(self) -> int:
@@ -192,7 +208,7 @@ def faster_product(eqn: Any, compiled: bool = False, one_batch: bool = False) ->
       one_batch: whether all lanes train on the same batch.
     """
     shape = product_shape(eqn)
-    if shape is None:
+    if shape is None or shape.is_tiny:
         return eqn
     if not compiled:
         wanted = shape.is_gradient_of_weights and shape.rows <= MOST_ROWS

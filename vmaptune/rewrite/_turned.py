@@ -225,7 +225,8 @@ def _product(shape: ProductShape, turned: bool, columns: tuple[bool, ...], opera
     )  # fmt: skip
     if not turned:
         out = out[:, : shape.columns]
-    out = lax.optimization_barrier(out)  # a transposition after it would become a product of another form
+    if not shape.is_tiny:
+        out = lax.optimization_barrier(out)  # a transposition after it would become a product of another form
     return _Matrix(across=out) if turned else _Matrix(out)
 
 
