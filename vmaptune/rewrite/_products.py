@@ -30,6 +30,7 @@ VECTOR = 8  # columns that a compiled product takes at once; the rest of a row g
 MOST_PADDED = 64  # columns, above which the rest is a small part
 SLOW = 1.5  # times as long, transposing what lies lane beside lane
 MUCH_LONGER = 4  # times as many rows as columns: the product of a convolution's gradient, not of a layer's
+TILE = 16  # contracted numbers of a compiled product's tile, twice its rows
 TINY = 3  # numbers along an axis, up to which XLA writes a product as a plain loop over numbers
 MOST_ROWS = 512  # above, copying the first factor takes what XLA's library of kernels gains by it
 
@@ -131,24 +132,33 @@ def product_shape(eqn: Any) -> ProductShape | None:
     )  # fmt: skip
 
 
-def product(shape: ProductShape, padding: int, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """The product of `shape`, `[*P, *M, *N]`, with so many columns of zeros beside N while it is computed."""
+def product(shape: ProductShape, padding: tuple[int, int], lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """The product of `shape`, `[*P, *M, *N]`, with so many zeros beside K and N while it is computed."""
     P = [lhs.shape[axis] for axis in shape.lhs_order[: shape.batch]]
     M = [lhs.shape[axis] for axis in shape.lhs_order[shape.batch : -shape.contracted]]
     N = [rhs.shape[axis] for axis in shape.rhs_order[shape.batch + shape.contracted :]]
     moved = shape.lhs_order != tuple(range(lhs.ndim))
     first = _in_order(lhs, shape.lhs_order, (*P, math.prod(M), shape.rows))
     second = _in_order(rhs, shape.rhs_order, (*P, shape.rows, math.prod(N)))
-    if padding:
-        second = jnp.pad(second, [(0, 0)] * (second.ndim - 1) + [(0, padding)])
+    first, second = with_zeros(first, second, padding)
     batch, last = tuple(range(len(P))), len(P)
     out = lax.dot_general(
         first, second, (((last + 1,), (last,)), (batch, batch)),
         precision=shape.precision, preferred_element_type=shape.preferred_element_type,
     )  # fmt: skip
-    if padding:
+    if padding[1]:
         out = lax.slice_in_dim(out, 0, math.prod(N), axis=-1)
     return (lax.optimization_barrier(out) if moved else out).reshape(*P, *M, *N)
+
+
+def with_zeros(first: jax.Array, second: jax.Array, padding: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """The factors `[..., M, K]` and `[..., K, N]` with so many zeros beside K, of both, and N."""
+    k, n = padding
+    if k:
+        first = jnp.pad(first, [(0, 0)] * (first.ndim - 1) + [(0, k)])
+    if k or n:
+        second = jnp.pad(second, [(0, 0)] * (second.ndim - 2) + [(0, k), (0, n)])
+    return first, second
 
 
 def gradient_of_weights(shape: ProductShape, one_batch: bool, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -160,12 +170,12 @@ def gradient_of_weights(shape: ProductShape, one_batch: bool, lhs: jax.Array, rh
 
     def exchanged(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         n = rhs.ndim - shape.contracted
-        out = product(shape.exchanged, columns_of_zeros(shape.exchanged), rhs, lhs)
+        out = product(shape.exchanged, zeros_beside(shape.exchanged), rhs, lhs)
         return out.transpose(*range(n, out.ndim), *range(n))
 
     def of_lanes(lanes: int, batched: list[bool], lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, bool]:
         plain = batched[1] and not shape.better_exchanged(1 if lanes == 1 else SLOW)
-        of_one = partial(product, shape, columns_of_zeros(shape)) if plain else exchanged
+        of_one = partial(product, shape, zeros_beside(shape)) if plain else exchanged
         return jax.vmap(of_one, in_axes=[0 if each else None for each in batched])(lhs, rhs), True
 
     if not one_batch:
@@ -189,14 +199,27 @@ def _in_order(array: jax.Array, order: tuple[int, ...], shape: tuple[int, ...]) 
 
 
 def products_are_short(jaxpr: Any) -> bool:
-    """Whether no product of a jaxpr, or of what it calls, has more than `MOST_ROWS` rows: then it pays to compile them.
+    """Whether it pays to compile the products of a jaxpr, and of what it calls, with the program.
 
-    A convolution's have thousands, and what is copied for a compiled product takes more than it gains.
+    One of more than `MOST_ROWS` rows doesn't: a convolution's have thousands, and what is copied for a compiled product
+    takes more than it gains. Nor one of other numbers than float32 that would need zeros to be compiled in little
+    memory: it is not exchanged, so it gets none.
     """
-    shapes = (product_shape(eqn) for eqn in jaxpr.eqns)
-    return all(shape is None or shape.longest <= MOST_ROWS for shape in shapes) and all(
+    return all(_is_short(eqn) for eqn in jaxpr.eqns) and all(
         products_are_short(inner) for eqn in jaxpr.eqns for inner in inner_jaxprs(eqn)
     )
+
+
+def _is_short(eqn: Any) -> bool:
+    if eqn.primitive.name != "dot_general":
+        return True
+    shape = product_shape(eqn)
+    if shape is not None:
+        return shape.longest <= MOST_ROWS
+    (lhs_k, _), (lhs_p, _) = eqn.params["dimension_numbers"]
+    lhs, rhs = (v.aval.shape for v in eqn.invars)
+    k, p = (math.prod(lhs[axis] for axis in axes) for axes in (lhs_k, lhs_p))
+    return 0 in (k, p) or not zeros_contracted(math.prod(lhs) // (k * p), k, math.prod(rhs) // (k * p))
 
 
 def faster_product(eqn: Any, compiled: bool = False, one_batch: bool = False) -> Any:
@@ -212,12 +235,12 @@ def faster_product(eqn: Any, compiled: bool = False, one_batch: bool = False) ->
         return eqn
     if not compiled:
         wanted = shape.is_gradient_of_weights and shape.rows <= MOST_ROWS
-        return call_instead(eqn, "product_of_rows", (product, shape, 0)) if wanted else eqn
+        return call_instead(eqn, "product_of_rows", (product, shape, (0, 0))) if wanted else eqn
     if shape.better_exchanged():
         return call_instead(eqn, "product_of_rows", (gradient_of_weights, shape, one_batch))
     in_order = (shape.lhs_order, shape.rhs_order) == (tuple(range(len(shape.lhs))), tuple(range(len(shape.rhs))))
-    padding = columns_of_zeros(shape)
-    return eqn if in_order and not padding else call_instead(eqn, "product_of_rows", (product, shape, padding))
+    padding = zeros_beside(shape)
+    return eqn if in_order and not any(padding) else call_instead(eqn, "product_of_rows", (product, shape, padding))
 
 
 def long_products_as_they_are_used(jaxpr: Any) -> Any:
@@ -249,6 +272,22 @@ def _is_long(eqn: Any) -> bool:
         return False
     rows, columns = eqn.outvars[0].aval.shape
     return rows > MOST_ROWS and rows >= MUCH_LONGER * columns
+
+
+def zeros_beside(shape: ProductShape) -> tuple[int, int]:
+    """How many zeros a compiled product gets beside K and beside N."""
+    return zeros_contracted(shape.length, shape.rows, shape.columns), columns_of_zeros(shape)
+
+
+def zeros_contracted(m: int, k: int, n: int) -> int:
+    """How many zeros a compiled product `[m, k] x [k, n]` gets beside the contracted axis.
+
+    XLA cuts a product into tiles and rests, and leaves no loop where less than two tiles fill an axis. Where that is so
+    of all three, the product is written out whole: LLVM takes more than 4 GiB for most of 10 to 15 rows, 18 to 31
+    contracted numbers and 20 to 31 columns. Two whole tiles of contracted numbers are a loop. Lanes may come beside the
+    rows, or the columns, of a factor that is each one's own, so that fewer of them count too.
+    """
+    return 2 * TILE - k if m < TILE < k < 2 * TILE and n < 4 * TILE and n % (2 * TILE) else 0
 
 
 def columns_of_zeros(shape: ProductShape) -> int:

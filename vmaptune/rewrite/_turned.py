@@ -24,7 +24,7 @@ from jax import lax
 from jax.extend import core
 
 from vmaptune.rewrite._columns import ALIKE
-from vmaptune.rewrite._products import VECTOR, ProductShape, columns_of_zeros, product_shape
+from vmaptune.rewrite._products import VECTOR, ProductShape, columns_of_zeros, product_shape, with_zeros, zeros_contracted
 from vmaptune.rewrite._reductions import product_with_ones
 from vmaptune.rewrite._walk import alone, inner_jaxprs, results_of
 
@@ -219,8 +219,10 @@ def _product(shape: ProductShape, turned: bool, columns: tuple[bool, ...], opera
     (lhs, rhs), (lhs_lies, rhs_lies) = operands, columns
     first = lhs.factor((shape.lhs_order != (0, 1)) != turned, lhs_lies)
     second = rhs.factor((shape.rhs_order != (0, 1)) != turned, rhs_lies, 0 if turned else columns_of_zeros(shape))
+    a, b = (second, first) if turned else (first, second)
+    a, b = with_zeros(a, b, (zeros_contracted(*a.shape, b.shape[1]), 0))
     out = lax.dot_general(
-        *((second, first) if turned else (first, second)), (((1,), (0,)), ((), ())),
+        a, b, (((1,), (0,)), ((), ())),
         precision=shape.precision, preferred_element_type=shape.preferred_element_type,
     )  # fmt: skip
     if not turned:
