@@ -45,7 +45,10 @@ def select(hp: Mapping[str, Any], name: str, functions: Mapping[Any, Callable[..
     """The function that the setting `name` picks: `vt.nn.select(hp, "norm", {"layer": self.layer, "none": same})`.
 
     Where the setting is static, that function alone. Where it is traced (each lane has its own choice in one
-    program), all of them are computed and the lane's own is taken; they must return arrays of one shape.
+    program), all of them are computed and the lane's own is taken; they must return arrays of one shape. What a
+    lane didn't choose reaches neither its values nor, through the arrays that the functions are given, its gradients,
+    be it infinite or NaN (a `sqrt` at 0). A function that closes over weights has a gradient of its own for them: give
+    it the weights as arguments where that may be infinite.
 
     Raises:
       InputError: an option without a function.
@@ -57,9 +60,13 @@ def select(hp: Mapping[str, Any], name: str, functions: Mapping[Any, Callable[..
     chosen = [_function(functions, option, name) for option in value.options]
 
     def selected(*args: Any, **kwargs: Any) -> Any:
-        out = chosen[0](*args, **kwargs)
-        for i, function in enumerate(chosen[1:], 1):
-            other = function(*args, **kwargs)
+        out: Any = None
+        for i, function in enumerate(chosen):
+            args_of_one, kwargs_of_one = _gated((args, kwargs), value.position == i)
+            other = function(*args_of_one, **kwargs_of_one)
+            if not i:
+                out = other
+                continue
             out = jax.tree.map(lambda a, b, i=i: jnp.where(value.position == i, b, a), out, other)
         return out
 
@@ -73,6 +80,19 @@ def activation(hp: Mapping[str, Any], name: str) -> Callable[[jax.Array], jax.Ar
       InputError: no activation of that name.
     """
     return select(hp, name, {key: getattr(jax.nn, key) for key in ACTIVATIONS})
+
+
+def _gated(given: Any, chosen: jax.Array) -> Any:
+    """The same arguments, whose gradients are passed on where an option was `chosen`; elsewhere they are 0, whatever
+    the option's function makes of them: an infinite derivative times the 0 that nobody asks for would be NaN."""
+
+    def gate(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        return jnp.where(chosen, leaf, jax.lax.stop_gradient(leaf))
+
+    # modules are given as they are: functions change their state
+    return jax.tree.map(gate, given, is_leaf=lambda part: not isinstance(part, (tuple, list, dict)))
 
 
 def _function(functions: Mapping[Any, Callable[..., Any]], option: Any, name: str) -> Callable[..., Any]:

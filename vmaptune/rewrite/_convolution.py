@@ -12,6 +12,9 @@ document processing; "shifted" is the sum of 1x1 convolutions of Vasudevan, Ande
 channel convolution using general matrix multiplication (kn2row, with the shift before the product). "innermost" is
 im2col with the examples as the last axis, where all that lies between two convolutions fills vectors however few
 channels there are (`_innermost.py` keeps them there from layer to layer).
+
+Padding and the gaps of a dilation are zeros that are multiplied: a weight of NaN or infinity gives NaN there, where XLA
+may pass over them. What isn't finite in an example's input reaches that example's outputs alone.
 """
 
 from __future__ import annotations

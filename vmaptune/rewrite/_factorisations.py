@@ -3,6 +3,8 @@
 A batched LAPACK call waits, on a thread of XLA's pool, until the same pool has worked through its parts. With as many
 such calls at once as the pool has threads, each waits for ever (JAX 0.10: two devices that initialise orthogonally, as
 every recurrent layer of Flax does, are enough on two cores). A call for one matrix waits for nobody.
+
+It takes matrices of any type, which LAPACK gets as they are: what isn't finite is its own matrix's alone.
 """
 
 from __future__ import annotations

@@ -6,8 +6,11 @@ are what a pooling or its gradient reads. With the examples last all of these ru
 
 A convolution that is computed so (`_convolution.py:convolve_innermost`) takes and returns such arrays, and what lies
 between two of them is computed on them as it lies: number by number, by poolings, by sums over some axes. What has no
-such form gets the array as the model has it. All this is done before differentiation, so that gradients lie the same
-way.
+such form gets the array as the model has it: a rule of differentiation too, unless all that it computes goes number by
+number. All this is done before differentiation, so that gradients lie the same way.
+
+Each number is computed of the same numbers as before, so that NaN, infinities and ties stay where they are; a pooling
+over channels or examples, of which the window's order says who wins a tie, is not computed so.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import core
@@ -27,6 +31,7 @@ from vmaptune.rewrite._walk import Exchange, alone, results_of
 
 BY_NUMBER = _BY_NUMBER - {"layout_constraint"}  # of which the parameter is a layout of all axes
 INLINED = {"jit", "pjit", "closed_call"}
+RULES = 3  # that may lie in each other
 
 Computes = Callable[[Any], Callable[..., Any] | None]
 
@@ -139,8 +144,8 @@ class _Walk:
         if name in BY_NUMBER and all(v.aval.ndim in (0, len(shape)) for v in (*eqn.invars, *eqn.outvars)):
             out = eqn.primitive.bind(*(m.innermost for m in operands), **params)
             return [_Array(innermost=x) for x in (out if eqn.primitive.multiple_results else [out])]
-        if name == "custom_jvp_call" and _is_by_number(eqn, shape):
-            # its rule is for arrays of this shape, and asks for no more than that all have it
+        if name == "custom_jvp_call" and _is_by_number(jaxpr, eqn, shape):
+            # it is for arrays of this shape, and asks for no more than that all have it
             given = [
                 lax.reshape(m.innermost, shape) if v.aval.shape else m.rows
                 for v, m in zip(eqn.invars, operands, strict=True)
@@ -165,11 +170,40 @@ def _is_pool(name: str) -> bool:
     return name.startswith("reduce_window")
 
 
-def _is_by_number(eqn: Any, shape: tuple[int, ...]) -> bool:
-    """Whether an equation with a rule of its own, and all that it computes, goes number by number over one shape."""
+def _is_by_number(jaxpr: Any, eqn: Any, shape: tuple[int, ...], rules: frozenset[str] = frozenset()) -> bool:
+    """Whether an equation of a jaxpr, and all that it and its rule of differentiation compute, goes number by number
+    over one shape; `rules` are those that lead to it, as they are written."""
     if any(v.aval.shape not in ((), shape) for v in (*eqn.invars, *eqn.outvars)):
         return False
-    inner = [value.jaxpr for value in eqn.params.values() if isinstance(value, core.ClosedJaxpr)]
-    if inner:
-        return len(inner) == 1 and all(_is_by_number(each, shape) for each in inner[0].eqns)
-    return eqn.primitive.name in BY_NUMBER or eqn.primitive.name == "broadcast_in_dim"
+    if any(isinstance(v, core.Literal) and np.ndim(v.val) for v in eqn.invars):
+        return False  # numbers that differ from place to place
+    inner = [value for value in eqn.params.values() if isinstance(value, core.ClosedJaxpr)]
+    if eqn.primitive.name == "custom_jvp_call":
+        rule = _with_rule(jaxpr, eqn)
+        written = f"{rule.jaxpr} {rule.consts}"
+        if len(rules) == RULES and written not in rules:
+            return False
+        inner += [] if written in rules else [rule]
+        rules |= {written}
+    elif eqn.primitive.name not in INLINED:
+        return eqn.primitive.name in BY_NUMBER or eqn.primitive.name == "broadcast_in_dim"
+    return bool(inner) and all(
+        not any(map(np.ndim, closed.consts))
+        and all(_is_by_number(closed.jaxpr, each, shape, rules) for each in closed.jaxpr.eqns)
+        for closed in inner
+    )
+
+
+def _with_rule(jaxpr: Any, eqn: Any) -> Any:
+    """The jaxpr of what an equation of a jaxpr computes, by its rule, while it is differentiated."""
+    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    moving = [i for i, aval in enumerate(avals) if jnp.issubdtype(aval.dtype, jnp.inexact)]
+
+    def differentiated(values: Any, tangents: Any) -> Any:
+        def function(*moved: Any) -> Any:
+            there = dict(zip(moving, moved, strict=True))
+            return results_of(jaxpr, eqn, [there.get(i, value) for i, value in enumerate(values)])
+
+        return jax.jvp(function, [values[i] for i in moving], tangents)
+
+    return jax.make_jaxpr(differentiated)(avals, [avals[i] for i in moving])

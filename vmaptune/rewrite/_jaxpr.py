@@ -17,7 +17,7 @@ import numpy as np
 
 from vmaptune.rewrite._choose import INNERMOST, Choice
 from vmaptune.rewrite._columns import short_rows_in_columns
-from vmaptune.rewrite._convolution import ConvShape, convolve, convolve_innermost
+from vmaptune.rewrite._convolution import ConvShape, convolve, convolve_innermost, supported
 from vmaptune.rewrite._innermost import INLINED, ends, examples_innermost
 from vmaptune.rewrite._picking import pick, pick_shape
 from vmaptune.rewrite._pooling import PoolShape, pool, poolable
@@ -149,10 +149,13 @@ def _on_innermost(eqn: Any, choose: Choose, pools: bool) -> Callable[..., Any] |
     to do so: a convolution, if that is its method, or a pooling."""
     conv = conv_shape(eqn)
     if conv is not None:
-        wanted = conv.has_channels_last and conv.feature_group_count == 1 and choose(conv) == INNERMOST
+        wanted = supported(conv) and conv.has_channels_last and conv.feature_group_count == 1
+        wanted = wanted and choose(conv) == INNERMOST
         return partial(convolve_innermost, conv) if wanted else None
     window = pool_shape(eqn) if pools else None
     if window is None or not poolable(window):
         return None
+    if window.window_dimensions[0] > 1 or window.window_dimensions[-1] > 1:
+        return None  # with its ends exchanged, a window's first maximum would be another one
     sizes: dict[str, Any] = {name: ends(size) for name, size in vars(window).items() if isinstance(size, tuple)}
     return partial(pool, dataclasses.replace(window, **sizes))

@@ -3,6 +3,9 @@
 The gradient of such a gather, which every cross-entropy on integer labels holds, is a `scatter_add`: on a CPU a loop
 over single numbers, as long as the rest of a small model's step. Selecting by comparison gives the same bits, value
 and gradient, from elementwise operations: all other terms of the sum are zeros.
+
+It takes floating numbers of any width. What isn't picked is replaced, never multiplied by zero, so that NaN and
+infinities beside a pick reach neither it nor a gradient; a pick of -0.0 is 0.0.
 """
 
 from __future__ import annotations
@@ -59,7 +62,7 @@ def pick_shape(eqn: Any) -> PickShape | None:
         and tuple(p["slice_sizes"]) == tuple(1 if d == axis else n for d, n in enumerate(operand.shape))
         and dims.offset_dims == tuple(range(operand.ndim - 1))
     )
-    if not (along or whole) or not 0 < size <= LARGEST_AXIS:
+    if not (along or whole) or not 0 < size <= min(LARGEST_AXIS, np.iinfo(indices.dtype).max):
         return None
     if along and size * indices.shape[-2] > LARGEST_MASK:
         return None

@@ -2,6 +2,10 @@
 
 XLA's gradient of a max-pool, `select_and_scatter_add`, is slow on a CPU. The gradient here goes to the same element as
 XLA's: the first of a window's maxima, in row-major order, padding being minus infinity.
+
+It takes floating numbers of any width; sums of 16-bit ones are made in float32. A window with NaN gives NaN and no
+other window does; infinities and -0.0 are numbers like others (of 0.0 and -0.0, which are equal, the first counts). A
+window's gradient goes to its first NaN, if there is one.
 """
 
 from __future__ import annotations

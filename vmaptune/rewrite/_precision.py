@@ -3,6 +3,9 @@
 Everything else stays float32: the sums of the products, activations, normalisation, loss, gradients, weights and the
 optimiser's state. Micikevicius et al., "Mixed Precision Training" (2018), with bfloat16's wide exponent, so that the
 loss needs no scale.
+
+It takes products of float32 numbers. NaN and infinities stay what they are; so do subnormal numbers, as far as eight
+bits hold them, and numbers above 3.39e38 become infinite.
 """
 
 from __future__ import annotations

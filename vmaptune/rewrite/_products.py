@@ -7,6 +7,10 @@ computations before it, such as the gather of a batch, are repeated. So a factor
 the barriers keep XLA from folding the transpositions into the product again. Of a weight's gradient the library gets
 the first factor transposed: JAX puts the output's gradient there, which for a model's first and last layer is the
 smaller one. A compiled product may have its factors exchanged, so that it comes out as the weights lie.
+
+It takes float32 numbers. Each result is the sum of its own products and of zeros times zeros: NaN and infinities come
+out where they would, and only a sum's last bits may differ. Zeros beside the columns are multiplied with what isn't
+finite, and cut off.
 """
 
 from __future__ import annotations
@@ -256,6 +260,8 @@ def long_products_as_they_are_used(jaxpr: Any) -> Any:
     eqns: list[Any] = list(inner)
     for i, eqn in enumerate(inner):
         maker = makers.get(eqn.invars[0]) if eqn.primitive.name == "transpose" else None
+        if maker is not None and tuple(eqn.params["permutation"]) != (1, 0):
+            continue
         if maker is None or uses[eqn.invars[0]] > 1:
             continue
         old, (lhs_k, rhs_k) = inner[maker], inner[maker].params["dimension_numbers"][0]

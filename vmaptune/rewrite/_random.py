@@ -2,6 +2,8 @@
 
 On a CPU JAX lowers threefry to a loop of five passes over its arrays. That takes four times as long as the same rounds
 in one piece: most of the time in which a lane is initialised, and a part of each step that draws a dropout.
+
+It takes one key of threefry, and words of 32 bits. There are no rounded numbers in it.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 JAX adds each time step's product to a gradient that it carries through the loop. A product of eight examples is short,
 and zeroing, reading and writing a matrix of weights for each takes as long as the product itself. The factors of all
 steps, put one behind the other, make one product of `[times x examples]` rows.
+
+It takes scans without effects, and of what they carry only sums of float32 numbers that nothing else in a step reads.
+A sum goes in another order, so that it may differ in its last bits; NaN and infinities come out where they would.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ def sums_after_loops(jaxpr: Any) -> Any:
 
 def _with_sums_after(eqn: Any) -> Any:
     eqn = with_inner(eqn, sums_after_loops)
-    if eqn.primitive.name != "scan":
+    if eqn.primitive.name != "scan" or eqn.effects:
         return eqn
     sums = _sums(eqn)
     return call_instead(eqn, "sums_after_loop", (_loop_and_sums, eqn, sums)) if sums else eqn

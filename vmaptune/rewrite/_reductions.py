@@ -4,6 +4,11 @@ Without its library of kernels, XLA's CPU compiler reduces rows number by number
 number here, a sum 0.23), and sums over two axes at once, as a bias' gradient is over examples and times, in pieces of
 rows (0.65). A sum is a product with ones as well (0.05), and a maximum one of whole vectors until few of its numbers
 are left (0.09). With its library it takes a third of the former times, and fuses what comes before a sum.
+
+It takes float32 numbers, sums, maxima and minima over axes that lie side by side, in any shape that holds numbers. Each
+result is made of its own numbers alone: NaN and infinities come out where XLA's own would, and a sum of infinities of
+both signs is NaN. A sum goes in another order, so that it may differ in its last bits, and where numbers of both signs
+nearly overflow one order may and another may not. Of 0.0 and -0.0, which are equal, either is the extreme.
 """
 
 from __future__ import annotations
@@ -33,6 +38,8 @@ def faster_reduction(eqn: Any) -> Any:
     operand, axes = eqn.invars[0].aval, tuple(eqn.params["axes"])
     if operand.dtype != jnp.float32 or not axes or 0 in operand.shape or axes != tuple(range(axes[0], axes[-1] + 1)):
         return eqn
+    if eqn.params.get("out_sharding") is not None:
+        return eqn
     before, reduced, after = (
         math.prod(sizes)
         for sizes in (operand.shape[: axes[0]], operand.shape[axes[0] : axes[-1] + 1], operand.shape[axes[-1] + 1 :])
@@ -40,11 +47,11 @@ def faster_reduction(eqn: Any) -> Any:
     out = eqn.outvars[0].aval.shape
     if name != "reduce_sum":
         wanted = after == 1 and FEW < reduced <= LONGEST
-        return call_instead(eqn, "extreme_of_rows", (extreme_of_rows, name, len(axes))) if wanted else eqn
+        return call_instead(eqn, "extreme_of_rows", (extreme_of_rows, name, (before, reduced), out)) if wanted else eqn
     if before == after == 1:
         columns = math.gcd(reduced, COLUMNS)
         wanted = columns > FEW and reduced >= MANY
-        return call_instead(eqn, "sum_of_all", (sum_of_all, (reduced // columns, columns))) if wanted else eqn
+        return call_instead(eqn, "sum_of_all", (sum_of_all, (reduced // columns, columns), out)) if wanted else eqn
     if after == 1 and reduced > FEW:
         return call_instead(eqn, "sum_of_rows", (sum_of_matrix, True, (before, reduced), out))
     if before == 1 and len(axes) > 1 and reduced > FEW and after >= FEW:
@@ -57,22 +64,23 @@ def sum_of_matrix(rows: bool, matrix: tuple[int, int], out: tuple[int, ...], arr
     return product_with_ones(array.reshape(matrix), rows).reshape(out)
 
 
-def sum_of_all(matrix: tuple[int, int], array: jax.Array) -> jax.Array:
-    """The sum of an array read as a `matrix`: of its columns first, since XLA knows a product of vectors for a sum."""
-    return jnp.sum(product_with_ones(array.reshape(matrix), rows=False))
+def sum_of_all(matrix: tuple[int, int], out: tuple[int, ...], array: jax.Array) -> jax.Array:
+    """The sum of an array read as a `matrix`, in the shape `out` of one number: of its columns first, since XLA knows a
+    product of vectors for a sum."""
+    return jnp.sum(product_with_ones(array.reshape(matrix), rows=False)).reshape(out)
 
 
-def extreme_of_rows(name: str, axes: int, array: jax.Array) -> jax.Array:
-    """The largest or the smallest number, with `name` "reduce_max" or "reduce_min", over the last axes."""
-    of_two, array = EXTREMES[name], array.reshape(*array.shape[:-axes], -1)
-    size = array.shape[-1]
+def extreme_of_rows(name: str, matrix: tuple[int, int], out: tuple[int, ...], array: jax.Array) -> jax.Array:
+    """The largest or the smallest number, with `name` "reduce_max" or "reduce_min", of each row of an array read as a
+    `matrix`, in the shape `out`."""
+    of_two, array, size = EXTREMES[name], array.reshape(matrix), matrix[1]
     starts = [*range(0, size - FEW, FEW), size - FEW]  # the last piece overlaps the one before, which changes nothing
     pieces = [lax.slice_in_dim(array, start, start + FEW, axis=-1) for start in starts]
     while len(pieces) > 1:
         pairs = zip(pieces[::2], pieces[1::2], strict=False)
         pieces = [of_two(*pair) for pair in pairs] + pieces[len(pieces) & ~1 :]
     of_pieces = of_two(pieces[0][..., :VECTOR], pieces[0][..., VECTOR:])
-    return jnp.max(of_pieces, -1) if name == "reduce_max" else jnp.min(of_pieces, -1)
+    return (jnp.max(of_pieces, -1) if name == "reduce_max" else jnp.min(of_pieces, -1)).reshape(out)
 
 
 def product_with_ones(array: jax.Array, rows: bool) -> jax.Array:

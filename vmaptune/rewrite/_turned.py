@@ -10,6 +10,9 @@ from it number by number, or summed, on the transposed arrays. Weights and an op
 and a weights' gradient, which JAX computes transposed, comes out like them. To be transposed in memory remain the
 layers' activations and the weights, once a step each, as it is without turning. Bias gradients, sums along the rows
 then, are products with ones.
+
+It takes products of float32 numbers, and between them what is named below. Each number is computed of the same numbers
+as before, so that NaN, infinities and ties stay where they are; only a sum's last bits may differ.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ CALLS = {
     "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
 }  # fmt: skip
 
+KEPT = 1024  # traced implementations; those of long gone models are let go
 Exchange = Callable[[Any], Any]  # an equation -> the one to take its place, or the same object
 
 
@@ -126,7 +127,7 @@ def _param(value: Any, rewrite: Callable[[Any], Any]) -> Any:
     return value
 
 
-@functools.cache
+@functools.lru_cache(maxsize=KEPT)
 def _jitted(name: str, dtypes: tuple[Any, ...], function: Callable[..., Any], *first: Any) -> Callable[..., Any]:
     """`function(*first, ...)` as one `jit` equation; the same one for the same record, which is traced once."""
 
