@@ -29,7 +29,13 @@ def add_search(command: argparse.ArgumentParser) -> None:
         help="replace a setting, e.g. --set 'learning_rate=loguniform(1e-4,1e-2)' or --set width=64",
     )  # fmt: skip
     command.add_argument(
-        "--plan", metavar="PLAN", help="pin the plan, e.g. devices=2,lanes=16,every=50 (any of the three)"
+        "--plan", metavar="PLAN", help="pin the plan, e.g. devices=2,lanes=16,every=50 (any of the four)"
+    )
+
+
+def add_as_written(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--as-written", action="store_true", help="train models as they are written, not rewritten to run faster"
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmaptune.cli._common import FAILED, OK, add_experiment, parse_changes, strict_json
+from vmaptune.cli._common import FAILED, OK, add_as_written, add_experiment, parse_changes, strict_json
 from vmaptune.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="change a setting at a step, e.g. --adjust '500: learning_rate*=0.1' (also /=, +=, -=, =)",
     )  # fmt: skip
     command.add_argument("--out", metavar="DIR", help="the study's directory (default runs/<experiment>-panda)")
+    add_as_written(command)
     command.add_argument("--quiet", action="store_true", help="no live curve")
     command.add_argument("--json", action="store_true", help="print one JSON object last")
     command.set_defaults(function=_panda)
@@ -95,7 +96,10 @@ def _panda(args: argparse.Namespace) -> int:
         raise InputError("--out must name a directory, but got an empty name; leave it out for runs/<experiment>-panda")
     prepare_devices()
     source = load_experiment(args.experiment)
-    model = panda(source, params=params, origin=args.origin, steps=args.steps, seed=args.seed, out=args.out)
+    model = panda(
+        source, params=params, origin=args.origin, steps=args.steps, seed=args.seed, out=args.out,
+        as_written=args.as_written,
+    )  # fmt: skip
     _check(adjustments, model)
     model.begin()
     state = "failed"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vmaptune.cli._common import FAILED, OK, add_experiment, add_search, parse_changes, strict_json
+from vmaptune.cli._common import FAILED, OK, add_as_written, add_experiment, add_search, parse_changes, strict_json
 from vmaptune.errors import InputError
 
 CHANGED = "go on although the experiment's file has changed"
@@ -54,6 +54,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument(
         "--structure", metavar="HOW", help="settings of masked layers: auto (default, by measured time), groups, masks"
     )
+    add_as_written(command)
     command.add_argument("--resume", action="store_true", help="insist that there is an unfinished study to go on with")
     command.add_argument("--fresh", metavar="DIR", help="begin another study in DIR, which must not hold one")
     _add_going_on(command, force=f"{CHANGED}, or with other --trials or --rounds")
@@ -137,6 +138,7 @@ def _run(args: argparse.Namespace) -> int:
             out=args.fresh or args.out, keep=args.keep, method=args.method, changes=changes, expand=args.expand,
             plan=args.plan, lanes=args.lanes, stopping=args.stopping, halving=args.halving,
             repeats=args.repeats, rank=args.rank, ensemble=args.ensemble, structure=args.structure, listener=view,
+            as_written=args.as_written,
             resume=args.resume, force=args.force,
             save_every=args.save_every, report=not args.no_report,
         ),

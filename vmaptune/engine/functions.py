@@ -6,6 +6,7 @@ a program.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,11 +17,23 @@ import numpy as np
 from jax import lax
 
 from vmaptune.engine.compiling import products_are_compiled
+from vmaptune.engine.crashes import crashed
 from vmaptune.engine.plan import Costs
 from vmaptune.errors import InputError
-from vmaptune.rewrite import NOTHING, fit_for_cpu, products_are_short, turned, what_to_turn, with_fast_convolutions
+from vmaptune.rewrite import (
+    NOTHING,
+    as_written,
+    exact_on_cpu,
+    fit_for_cpu,
+    is_as_written,
+    products_are_short,
+    turned,
+    what_to_turn,
+    with_fast_convolutions,
+)
 from vmaptune.task import Hyperparameters, Task
 
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a person's function, another one in each process
 AHEAD = 8  # steps whose inputs are worked out together
 
 
@@ -43,16 +56,18 @@ def hoist(
     compiles: Callable[[Any], bool] = lambda jaxpr: False,
     one_batch: bool = False,
     carried: int = 0,
+    exact: bool = False,
 ) -> Hoisted:
     """Traces `function` for one lane and turns what it closes over into arguments.
 
     `compiles` says of its jaxpr whether products are to be compiled with the program, where they can be, `one_batch`
-    that all lanes train on the same batch, `carried` how many arrays it is given first and returns first, anew.
+    that all lanes train on the same batch, `carried` how many arrays it is given first and returns first, anew, `exact`
+    that it is computed to the bit as it was traced.
     """
     closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
     tree = jax.tree.structure(out)
     fitted = closed.jaxpr
-    compiled_products = products_are_compiled() and compiles(fitted)
+    compiled_products = products_are_compiled() and not is_as_written() and compiles(fitted)
     consts = list(closed.consts)
     what, states = NOTHING, list(zip(fitted.invars[:carried], fitted.outvars, strict=False))
     if compiled_products:
@@ -60,7 +75,10 @@ def hoist(
         fitted, more = turned(fitted, what)
         consts += more
     if jax.default_backend() == "cpu":
-        fitted = fit_for_cpu(fitted, compiled_products=compiled_products, one_batch=one_batch)
+        fitted = (
+            exact_on_cpu(fitted, as_written=is_as_written()) if exact or is_as_written()
+            else fit_for_cpu(fitted, compiled_products=compiled_products, one_batch=one_batch)
+        )  # fmt: skip
 
     def call(consts: Any, *values: Any) -> Any:
         flat = jax.core.eval_jaxpr(fitted, consts, *jax.tree.leaves(values))
@@ -98,9 +116,35 @@ def trial_key(seed: Any) -> jax.Array:
 
 
 class LaneFunctions:
-    """A task's three functions, traced for one lane of a group."""
+    """A task's three functions, traced for one lane of a group.
 
-    def __init__(self, task: Task, static: Mapping[str, Any], traced: Mapping[str, jax.ShapeDtypeStruct]):
+    `plain` says that they are computed as the person wrote them; else they are rewritten to run faster, unless that
+    fails: then they are plain too, and `failure` is why. An initial state is never rewritten.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        static: Mapping[str, Any],
+        traced: Mapping[str, jax.ShapeDtypeStruct],
+        *,
+        plain: bool = False,
+    ):
+        self.plain, self.failure = plain or is_as_written(), None
+        try:
+            with as_written(self.plain):
+                self._trace(task, static, traced)
+            if self.step.compiled and crashed(self.text):
+                raise RuntimeError("compiling it ended a process on this machine before")
+        except Exception as error:
+            if self.plain:
+                raise
+            self.plain = True
+            with as_written():  # what fails here as well is the person's own error
+                self._trace(task, static, traced)
+            self.failure = error
+
+    def _trace(self, task: Task, static: Mapping[str, Any], traced: Mapping[str, jax.ShapeDtypeStruct]) -> None:
         order = (*static, *traced)
 
         def settings(arrays: Mapping[str, Any]) -> Hyperparameters:
@@ -134,7 +178,7 @@ class LaneFunctions:
         arrays = dict(traced)
         self.has_loss = task.has_loss
         self.traced = arrays
-        self.init = hoist(init, arrays, seed)
+        self.init = hoist(init, arrays, seed, exact=True)
         self.state = self.init.out
         self.key_kinds = kinds[-1]
         self.lockstep = task.shared is not None
@@ -182,9 +226,16 @@ class LaneFunctions:
             )  # fmt: skip
 
     @cached_property
+    def text(self) -> str:
+        """The functions as they are computed, the same text in every process."""
+        parts = (self.init, self.step, self.evaluate, self.shared, self.inputs)
+        return "\n".join(ADDRESS.sub("", str(part.fitted)) for part in parts)
+
+    @cached_property
     def taken(self) -> Hoisted:
         """What one step takes in, for whoever trains step by step."""
-        return self._taken()
+        with as_written(self.plain):
+            return self._taken()
 
     @cached_property
     def _costs(self) -> Costs:

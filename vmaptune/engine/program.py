@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vmaptune.engine.compiling import compiled
+from vmaptune.engine.crashes import JOURNAL
 from vmaptune.engine.devices import lane_mesh
 from vmaptune.engine.functions import LaneFunctions, pack
 from vmaptune.engine.plan import Plan
@@ -112,7 +113,11 @@ class Program:
         if self._lowered is None:
             return self
         started = time.perf_counter()
-        self._segment = compiled(self._lowered, products=self.functions.step.compiled)
+        if self.functions.step.compiled:
+            with JOURNAL.compiling(self.functions.text):
+                self._segment = compiled(self._lowered, products=True)
+        else:
+            self._segment = compiled(self._lowered, products=False)
         self._lowered = None
         memory = self._segment.memory_analysis()
         if memory is not None:

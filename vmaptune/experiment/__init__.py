@@ -11,9 +11,11 @@ from vmaptune.experiment._experiment import (
     metrics_on,
 )
 from vmaptune.experiment._load import LoadedExperiment, load_experiment
+from vmaptune.experiment._places import described, settings_text
 from vmaptune.experiment._tracing import Statics, find_statics, lane_arguments, raise_as_input_error
 
 __all__ = [
-    "MOST_STEPS", "Data", "Experiment", "LoadedExperiment", "Statics", "bind_model", "checked_metrics", "find_statics",
-    "kind_for", "lane_arguments", "lane_settings", "load_experiment", "metrics_on", "raise_as_input_error",
+    "MOST_STEPS", "Data", "Experiment", "LoadedExperiment", "Statics", "bind_model", "checked_metrics", "described",
+    "find_statics", "kind_for", "lane_arguments", "lane_settings", "load_experiment", "metrics_on",
+    "raise_as_input_error", "settings_text",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from vmaptune.errors import InputError
 from vmaptune.experiment._experiment import Experiment, checked_metrics
 from vmaptune.experiment._places import described, frames_of, place_in, settings_text
 from vmaptune.nn import noted
+from vmaptune.rewrite import as_written
 from vmaptune.space import Space
 from vmaptune.task import Hyperparameters, Task
 
@@ -158,7 +159,8 @@ def trace_failure(
         return state, out, checked_metrics(task.evaluate(state, hp), experiment.objective)
 
     try:
-        jax.eval_shape(lane, lane_arguments(space, traced), jax.ShapeDtypeStruct((), jnp.uint32))
+        with as_written():  # what rewriting makes of it is another matter
+            jax.eval_shape(lane, lane_arguments(space, traced), jax.ShapeDtypeStruct((), jnp.uint32))
     except Exception as error:
         return error
     return None

@@ -3,12 +3,13 @@
 from vmaptune.rewrite._choose import Choice, default_choice, fastest, measure
 from vmaptune.rewrite._columns import weights_in_columns
 from vmaptune.rewrite._convolution import ConvShape, convolve
-from vmaptune.rewrite._cpu import fit_for_cpu
+from vmaptune.rewrite._cpu import exact_on_cpu, fit_for_cpu
 from vmaptune.rewrite._jaxpr import find_convolutions, with_fast_convolutions
 from vmaptune.rewrite._pooling import PoolShape, pool
 from vmaptune.rewrite._precision import with_bfloat16_products
 from vmaptune.rewrite._products import products_are_short
 from vmaptune.rewrite._turned import NOTHING, Turned, turned, what_to_turn
+from vmaptune.rewrite._walk import as_written, is_as_written
 
 __all__ = [
     "NOTHING",
@@ -16,11 +17,14 @@ __all__ = [
     "ConvShape",
     "PoolShape",
     "Turned",
+    "as_written",
     "convolve",
     "default_choice",
+    "exact_on_cpu",
     "fastest",
     "find_convolutions",
     "fit_for_cpu",
+    "is_as_written",
     "measure",
     "pool",
     "products_are_short",

@@ -30,3 +30,9 @@ def fit_for_cpu(jaxpr: Any, *, compiled_products: bool = False, one_batch: bool 
 
     jaxpr = sums_after_loops(jaxpr) if compiled_products else long_products_as_they_are_used(jaxpr)
     return short_rows_in_columns(exchanged(jaxpr, fitted))
+
+
+def exact_on_cpu(jaxpr: Any, *, as_written: bool = False) -> Any:
+    """The jaxpr with what changes no bit: factorisations one matrix at a time, without which a batch of them may wait
+    for ever, and, unless it stays `as_written`, random bits in one piece."""
+    return exchanged(jaxpr, one_at_a_time if as_written else lambda eqn: one_at_a_time(in_one_piece(eqn)))

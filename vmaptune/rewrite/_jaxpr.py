@@ -21,7 +21,7 @@ from vmaptune.rewrite._convolution import ConvShape, convolve, convolve_innermos
 from vmaptune.rewrite._innermost import INLINED, ends, examples_innermost
 from vmaptune.rewrite._picking import pick, pick_shape
 from vmaptune.rewrite._pooling import PoolShape, pool, poolable
-from vmaptune.rewrite._walk import call_instead, exchanged, inner_jaxprs, rewritten
+from vmaptune.rewrite._walk import call_instead, exchanged, inner_jaxprs, is_as_written, rewritten
 
 CONVOLUTION = "conv_general_dilated"
 POOLS = {"reduce_window_max": "max", "reduce_window_sum": "sum"}
@@ -43,6 +43,8 @@ def with_fast_convolutions(
     """
 
     def rewrite(closed: Any) -> Any:
+        if is_as_written():
+            return closed
         shapes = find_convolutions(closed)
         choice = elsewhere = choose if choose is not None else Choice()
         if isinstance(choice, Choice) and _are_within_reach(closed.jaxpr) and choice.of_model(shapes) == INNERMOST:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -24,6 +26,22 @@ CALLS = {
 
 KEPT = 1024  # traced implementations; those of long gone models are let go
 Exchange = Callable[[Any], Any]  # an equation -> the one to take its place, or the same object
+_as_written: ContextVar[bool] = ContextVar("as_written", default=False)
+
+
+@contextmanager
+def as_written(wanted: bool = True) -> Iterator[None]:
+    """Within it, what this thread traces stays as the person wrote it, if `wanted`."""
+    before = _as_written.set(wanted or _as_written.get())
+    try:
+        yield
+    finally:
+        _as_written.reset(before)
+
+
+def is_as_written() -> bool:
+    """Whether `as_written` holds here."""
+    return _as_written.get()
 
 
 def exchanged(jaxpr: Any, exchange: Exchange) -> Any:

@@ -155,6 +155,7 @@ def retest(
     options = Options(
         trials=sum(budget.rounds) + budget.finalists * budget.repeats, rounds=len(budget.rounds), steps=old.steps,
         seed=old.seed + 1 if seed is None else seed, plan=old.plan, lanes=old.lanes, structure=old.structure,
+        as_written=old.as_written,
     )  # fmt: skip
     target = Path(out) if out is not None else directory.with_name(directory.name + "-retest")
     ledger = open_unfinished(target, insist=False)

@@ -70,6 +70,7 @@ def run(
     rank: str | None = None,
     ensemble: int | None = None,
     structure: str | None = None,
+    as_written: bool = False,
     listener: Listener | None = None,
     report: bool = True,
     resume: bool = False,
@@ -109,6 +110,9 @@ def run(
       structure: how settings that only masked layers read (`vt.nn.size`, `vt.nn.select`) are trained: "masks", one
         program for all of their values; "groups", a program for each; or "auto" (the default), what is measured to
         be faster for this study, mixtures of both included.
+      as_written: trains models as they are written, instead of rewriting them to run faster. A program that is
+        rewritten is compared with the model as it is written before it trains, and trained as written where they
+        differ by more than rounding; so it costs time and changes no more than the last digits.
       ensemble: picks an ensemble of up to so many of the finalists' models, see `Study.ensemble`.
       listener: told of progress and warnings.
       report: whether report.html is written after the rounds (where Plotly is installed).
@@ -140,6 +144,7 @@ def run(
         "expand": expand or None, "plan": parse_plan(plan) if plan else None, "lanes": lanes,
         "stopping": read_stopping(stopping, halving) if stopping or halving else None, "repeats": repeats,
         "rank": rank, "ensemble": ensemble, "structure": structure,
+        "as_written": as_written or None,
     }  # fmt: skip
     options = options_for(experiment, **given)
     if note:
@@ -298,8 +303,9 @@ class Replay:
 
 
 def replay(study: Study | str | Path, trial: int, experiment: Experiment | None = None) -> Replay:
-    """Trains one trial of a study alone, without vmap, and compares its curve with the ledger's. Of a population's
-    member it follows the lineage: from whom it took over, and with which settings it went on.
+    """Trains one trial of a study alone, as it is written and without vmap, and compares its curve with the ledger's.
+
+    Of a population's member it follows the lineage: from whom it took over, and with which settings it went on.
 
     The curve is compared up to where training is chaotic, that is where rounding decides it (a unit of a ReLU
     that is within a rounding error of zero is enough): where any of eight runs of the same trial, each number
@@ -322,7 +328,8 @@ def replay(study: Study | str | Path, trial: int, experiment: Experiment | None 
     task = experiment.build()
     static = tuple(study.meta["static"])
     traced = tuple(name for name in study.space if name not in static)
-    functions = LaneFunctions(task, {n: row.params[n] for n in static}, lane_arguments(study.space, traced))
+    lane = lane_arguments(study.space, traced)
+    functions = LaneFunctions(task, {n: row.params[n] for n in static}, lane, plain=True)
     stops = [point.step for point in curve]
     first = study.ledger.trial(chain[0].parent) if chain else row
     trainer = Alone(functions, study.space.lane_values(first.params, traced), first.seed)

@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from vmaptune.engine.check import AsWritten, Checked, Memory, check
 from vmaptune.engine.convolutions import faster_as_a_whole, fastest_convolutions, worth_timing_models
 from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.plan import Plan, default_plan, lanes_in_memory
 from vmaptune.engine.planner import planned, run_seconds, why
 from vmaptune.engine.program import Program, SharedArrays
 from vmaptune.errors import InputError
-from vmaptune.experiment import Experiment, Statics, raise_as_input_error
+from vmaptune.experiment import Experiment, Statics, described, raise_as_input_error, settings_text
 from vmaptune.search.pbt import PBT
 from vmaptune.space import Space
 from vmaptune.store.ledger import GroupRow, Ledger
@@ -45,12 +46,23 @@ class Group:
     _begun: Program | None = None  # lowered; its compilation may be under way
     _program: Program | None = None
     evaluate_seconds: float | None = None  # of one call; timed when nothing else computes
+    checked: dict[str, Any] | None = None  # what a comparison with the model as it is written found
+    _trials: Sequence[Mapping[str, Any]] = ()  # some of those that it was met with
 
     @property
     def program(self) -> Program:
         """The compiled segment."""
         assert self._program is not None
         return self._program
+
+
+@dataclass
+class Built:
+    """A group's program, what a check of it found, if there was one, and why it is the plain one, if it is."""
+
+    program: Program
+    checked: Checked | None = None
+    failure: Exception | None = None
 
 
 class Groups:
@@ -76,8 +88,9 @@ class Groups:
         self._groups: dict[tuple, Group] = {}
         self._built = chooser.built
         self._shared: SharedArrays = chooser.shared
-        self._compiling: dict[int, Future[Program]] = {}  # by group, in the background
+        self._compiling: dict[int, Future[Built]] = {}  # by group, in the background
         self._pool = ThreadPoolExecutor(COMPILERS)
+        self._memory = Memory()
         self._recorded = {tuple(row.static.items()): row for row in ledger.groups()}  # of a study that goes on
         for row in self._recorded.values():
             experiment.convolutions.chosen.update(row.info.get("convolutions", {}))
@@ -117,8 +130,10 @@ class Groups:
             met.append(self._groups.get(static) or self._trace(static, found))
             group = met[-1]
             if group._program is None and group.number not in self._compiling:
-                group._begun = self._lowered(group)  # here, since two threads that run Python take each other's time
-                self._compiling[group.number] = self._pool.submit(self._compile, group)  # while the next one is traced
+                plain = self._begin(group)  # here, since two threads that run Python take each other's time
+                if plain is not None:
+                    self._pool.submit(plain.compile)  # the check waits for it, so it comes before
+                self._compiling[group.number] = self._pool.submit(self._compile, group, plain)  # while more is traced
                 new.append(group)
         with self.ledger.transaction():  # the plans first: a study that goes on takes them, whatever was compiled
             for group in new:
@@ -136,7 +151,11 @@ class Groups:
             return True
         if group.number not in self._compiling or not self._compiling[group.number].done():
             return False
-        group._program = self._compiling.pop(group.number).result()
+        built = self._compiling.pop(group.number).result()
+        group._program, group.functions = built.program, built.program.functions
+        if built.checked is not None:
+            group.checked = built.checked.to_json()
+        self._say(group, built.failure)
         self.counts.compilations += 1
         self._write(group)
         return True
@@ -158,7 +177,7 @@ class Groups:
             self.counts.tell()
         return waited
 
-    def _wait(self, programs: Sequence[Future[Program]], most: float | None = None) -> float:
+    def _wait(self, programs: Sequence[Future[Built]], most: float | None = None) -> float:
         started = time.perf_counter()
         wait(programs, timeout=most, return_when=FIRST_COMPLETED)
         waited = time.perf_counter() - started
@@ -183,46 +202,103 @@ class Groups:
         self.ledger.add_group(
             group.number, dict(group.static), group.plan.to_json(), program.compile_seconds if program else None,
             {"why": group.why, "memory_bytes": program.memory_bytes if program else 0, "capacity": group.capacity,
-             "convolutions": dict(self.experiment.convolutions.chosen), **asdict(group.functions.costs())},
+             "convolutions": dict(self.experiment.convolutions.chosen), "checked": group.checked,
+             **asdict(group.functions.costs())},
         )  # fmt: skip
+
+    def _say(self, group: Group, failure: Exception | None) -> None:
+        """Tells the person of a group that is trained as written without having been asked for."""
+        why = failure or group.functions.failure or Checked(**group.checked or {"equal": True})
+        if isinstance(why, Exception) or not why.equal:
+            of = settings_text(dict(group.static))
+            self.counts.warn(f"group {group.number}{f' ({of})' if of else ''}: {given_up(why)}")
 
     def close(self) -> None:
         """Nothing more is compiled."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, group: Group) -> AsWritten | None:
+        """Lowers a group's program; returns what it is to be compared with, or None where it is that itself, or was
+        compared before."""
+        try:
+            group._begun = self._lowered(group)
+        except Exception as error:
+            self._give_up(group, error)
+        if group.functions.plain or group.checked is not None:
+            return None
+        assert group._begun is not None
+        known = self._memory.found(group._begun)
+        if known is None:
+            return AsWritten(self._functions(group.static, plain=True), group.steps)
+        group.checked = known.to_json()
+        if not known.equal:
+            self._give_up(group, None)
+        return None
+
+    def _give_up(self, group: Group, error: Exception | None) -> None:
+        """A group's functions as they were written, in the place of ones that XLA does not take or that are wrong."""
+        if group.functions.plain:
+            assert error is not None
+            raise error
+        group.functions = self._functions(group.static, plain=True)
+        group.functions.failure = error
+        group._begun = self._lowered(group)
 
     def _lowered(self, group: Group) -> Program:
         """A group's program, still to be compiled unless that was done when the structure was chosen."""
         _, built = self._built.get((self.statics.static, group.static), (None, None))
         if built is not None and built.plan == group.plan and built.functions is group.functions:
             return built
-        uneven = group.steps % group.plan.every != 0
-        return Program(group.functions, self.traced, group.plan, self._shared, uneven=uneven, compile=False)
+        return self._program(group, group.functions, compile=False)
 
-    def _compile(self, group: Group) -> Program:
+    def _program(self, group: Group, functions: LaneFunctions, *, compile: bool = True) -> Program:
+        uneven = group.steps % group.plan.every != 0
+        return Program(functions, self.traced, group.plan, self._shared, uneven=uneven, compile=compile)
+
+    def _compile(self, group: Group, plain: AsWritten | None) -> Built:
         assert group._begun is not None
-        return group._begun.compile()
+        if plain is None:
+            return Built(group._begun.compile())
+        try:
+            program = group._begun.compile()
+            values = [self.lane_values(params) for params in group._trials]
+            found = check(program, plain, values, range(len(values)))
+        except Exception as error:
+            return Built(self._program(group, plain.functions), failure=error)
+        self._memory.keep(program, found)
+        return Built(program if found.equal else self._program(group, plain.functions), found)
+
+    def _functions(self, static: tuple, *, plain: bool = False) -> LaneFunctions:
+        plain = plain or self.options.as_written
+        return LaneFunctions(self.task, dict(static), self.traced, plain=plain)
 
     def _trace(self, static: tuple, trials: Sequence[Mapping[str, Any]]) -> Group:
         built = self._built.get((self.statics.static, static))
+        recorded = self._recorded.get(static)
+        checked = recorded.info.get("checked") if recorded else None
+        plain = checked is not None and not checked["equal"]
         try:
-            functions = built[0] if built else LaneFunctions(self.task, dict(static), self.traced)
+            functions = built[0] if built else self._functions(static, plain=plain)
         except Exception as error:
             raise_as_input_error(error, self.file, dict(trials[0]))
             raise
         steps = self.experiment.total_steps(trials[0])
-        recorded = self._recorded.get(static)
         plan = self._recorded_plan(recorded) if recorded else None
         capacity = recorded.info.get("capacity") if recorded and plan else None
         if recorded is not None and plan is not None:
             reason = str(recorded.info.get("why", ""))
         else:
-            functions = self._with_fastest_convolutions(functions, static, steps, len(trials))
+            if not functions.plain:
+                functions = self._with_fastest_convolutions(functions, static, steps, len(trials))
             plan, reason = self._planned(functions, steps, len(trials))
         taken = {group.number for group in self} | {row.group for row in self._recorded.values()}
         number = recorded.group if recorded else max(taken, default=-1) + 1
         costs = functions.costs()
         capacity = capacity or lanes_in_memory(costs.state_bytes, plan)
-        group = Group(number, static, functions, steps, plan, reason, capacity, run_seconds(costs, 1, plan.devices))
+        group = Group(
+            number, static, functions, steps, plan, reason, capacity, run_seconds(costs, 1, plan.devices),
+            checked=checked, _trials=trials[: plan.width],
+        )  # fmt: skip
         self._groups[static] = group
         return group
 
@@ -234,7 +310,7 @@ class Groups:
         seconds = rounds * n * run_seconds(costs, steps)
 
         def traced() -> LaneFunctions:
-            return LaneFunctions(self.task, dict(static), self.traced)
+            return self._functions(static)
 
         if choice.settle(fastest_convolutions(choice.asked, plan.lanes, seconds, self._settle)):
             functions = traced()
@@ -271,6 +347,17 @@ class Groups:
             )
             return None
         return plan
+
+
+def given_up(why: Checked | Exception) -> str:
+    """What a person is told of a model that is trained as written without having been asked for."""
+    reason = described(why) if isinstance(why, Exception) else (
+        f"it gives other numbers than plain JAX at {why.where} (by {why.largest:.2g} of its size)"
+    )  # fmt: skip
+    return (
+        f"trained as written, which is slower, because its faster form was given up: {reason}. Please report the "
+        f"model, so that this can be mended"
+    )
 
 
 def _evaluate_seconds(program: Program) -> float:

@@ -60,6 +60,7 @@ class Options:
     rank: str = "mean"  # how a setting's repeats are ranked
     structure: str = "auto"  # how the settings that masked layers read are grouped
     ensemble: int | None = None  # the most picks of the finalists' ensemble
+    as_written: bool = False  # whether models are trained without being rewritten to run faster
     minutes: float | None = None  # all that the study may take; then `trials` and `rounds` are what fits
 
     def __post_init__(self) -> None:

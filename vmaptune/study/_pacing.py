@@ -92,7 +92,8 @@ class Pace:
         study, params = self.study, self.study.first_params()
         group = statics.group_of(params)
         try:
-            functions = LaneFunctions(study.task, dict(group), lane_arguments(study.first, statics.traced))
+            traced = lane_arguments(study.first, statics.traced)
+            functions = LaneFunctions(study.task, dict(group), traced, plain=study.options.as_written)
         except Exception:  # the study says what is wrong when it comes to this group
             return
         chooser.built[statics.static, group] = functions, None

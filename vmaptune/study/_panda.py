@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from vmaptune.engine.alone import Alone
+from vmaptune.engine.check import AsWritten, Checked, check_alone
 from vmaptune.engine.devices import machine, prepare_devices
 from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.lanes import Point
@@ -34,10 +35,12 @@ from vmaptune.store.files import inside
 from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.weights import save_weights
+from vmaptune.study._groups import given_up
 from vmaptune.study._options import Options, default_directory
 from vmaptune.study._outcome import plain_tree
 from vmaptune.study._study import Study, load
 from vmaptune.study._training import infeasible
+from vmaptune.task import Task
 
 PATIENCE = 0.2  # seconds of training between two looks at the keyboard
 FINER = 10  # times as many measurements as a trial of a study has
@@ -76,6 +79,7 @@ class Panda:
       directory: where the study goes; it must not hold one yet.
       source: the file that the experiment came from.
       origin: where the setting came from, for the ledger.
+      as_written: trains the model as it is written, see `vmaptune.run`.
 
     Raises:
       InputError: a setting that the model cannot be built with.
@@ -91,6 +95,7 @@ class Panda:
         directory: Path,
         source: LoadedExperiment | None = None,
         origin: str | None = None,
+        as_written: bool = False,
     ):
         self.started = time.perf_counter()
         self.experiment, self.directory = experiment.with_changes(steps=steps), directory
@@ -105,15 +110,13 @@ class Panda:
         there = [name for name in self.statics.traced if self.params[name] is not None]
         self.settings: dict[str, Any] = {name: self.params[name] for name in there}
         try:
-            functions = LaneFunctions(
-                task, dict(self.statics.group_of(self.params)), lane_arguments(space, self.statics.traced)
-            )
+            functions = self._functions(task, plain=as_written)
         except Exception as error:
             raise_as_input_error(error, file, self.params)
             raise
         self._filled = space.lane_values(self.params, self.statics.traced)  # what does not exist has a value to skip
-        self.alone = Alone(functions, self._filled, seed)
         self.steps = self.experiment.total_steps(self.params)
+        self.alone, self.note = self._checked(task, functions)
         self.every = segment_steps(functions.costs(), max(1, self.steps // FINER))
         self.step = 0
         self.trial = 0
@@ -131,6 +134,26 @@ class Panda:
         self._source = source
         self._ledger: Ledger | None = None
 
+    def _functions(self, task: Task, *, plain: bool) -> LaneFunctions:
+        static, traced = dict(self.statics.group_of(self.params)), self.statics.traced
+        assert isinstance(self.experiment.space, Space)
+        return LaneFunctions(task, static, lane_arguments(self.experiment.space, traced), plain=plain)
+
+    def _checked(self, task: Task, functions: LaneFunctions) -> tuple[Alone, str | None]:
+        """What trains the model: rewritten if that is the same to rounding, else as it is written, and why."""
+        alone = Alone(functions, self._filled, self.seed)
+        self.checked: Checked | None = None
+        if functions.plain:
+            return alone, given_up(functions.failure) if functions.failure else None
+        plain = self._functions(task, plain=True)
+        try:
+            self.checked = check_alone(alone, AsWritten(plain, self.steps), self._filled, self.seed)
+        except Exception as error:
+            return Alone(plain, self._filled, self.seed), given_up(error)
+        if self.checked.equal:
+            return alone, None
+        return Alone(plain, self._filled, self.seed), given_up(self.checked)
+
     def begin(self) -> None:
         """Makes the study's directory; until then nothing is written.
 
@@ -143,7 +166,13 @@ class Panda:
         self._ledger = Ledger.create(self.directory, self._meta(self._source))
         with self.ledger.transaction():
             self.ledger.add_round(0, "search", space.to_json(), 1)
-            self.ledger.add_group(0, static, {"devices": 1, "lanes": 1, "every": self.every})
+            self.ledger.add_group(
+                0,
+                static,
+                {"devices": 1, "lanes": 1, "every": self.every},
+                None,
+                {"checked": self.checked.to_json() if self.checked else None},
+            )
             self._add_trial()
 
     @property
@@ -295,7 +324,9 @@ class Panda:
                 "params": {name: self.settings.get(name, value) for name, value in self.params.items()},
             }  # fmt: skip
         many = f"{self.changes} change{'s' if self.changes != 1 else ''} of settings while it trained"
-        warnings = [f"{many}; the params are those at the end"] if self.changes else []
+        warnings = [self.note] if self.note else []
+        if self.changes:
+            warnings.append(f"{many}; the params are those at the end")
         return {
             "study": str(self.directory), "trials": self.trial + 1, "rounds": 1,
             "objective": self.experiment.objective, "direction": self.experiment.direction, "best": best,
@@ -333,6 +364,7 @@ def panda(
     steps: int | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
+    as_written: bool = False,
 ) -> Panda:
     """A model to babysit.
 
@@ -342,6 +374,7 @@ def panda(
       origin: "DIR" for a study's winner, or "DIR:TRIAL" for the setting (and the seed) of any of its trials.
       steps: training steps, instead of the origin's or the experiment's own.
       seed: the trial's seed, instead of the origin's or the first one of study seed 0.
+      as_written: trains the model as it is written, see `vmaptune.run`.
       out: the study's directory; `runs/<name>-panda`, with a number if need be, by default.
 
     Raises:
@@ -378,7 +411,9 @@ def panda(
         raise InputError(f"seed must be a whole number from 0 to 2^31 - 1, but got {seed!r}; leave --seed out")
     name = source.name if source else plain.name or "model"
     directory = Path(out) if out is not None else _free(default_directory(f"{name}-panda"))
-    return Panda(plain, values, seed=seed, steps=steps, directory=directory, source=source, origin=origin)
+    return Panda(
+        plain, values, seed=seed, steps=steps, directory=directory, source=source, origin=origin, as_written=as_written
+    )
 
 
 def _origin(text: str) -> tuple[Study, int]:

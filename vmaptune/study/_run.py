@@ -79,7 +79,7 @@ class StudyRun:
         statics = find_statics(self.experiment, task, file)
         if options.ensemble:
             check_ensemble(self.experiment, task, statics, space, self.first_params())
-        chooser = Structure(self.experiment, task, statics, options.plan)
+        chooser = Structure(self.experiment, task, statics, options)
         recorded = ledger.meta() if ledger is not None and ledger.rounds() else None
         self.pace = None if options.minutes is None else Pace(self, started, recorded)
         if self.pace:

@@ -22,6 +22,7 @@ from vmaptune.engine.planner import model_step_seconds
 from vmaptune.engine.program import Program, SharedArrays
 from vmaptune.experiment import Experiment, Statics, lane_arguments
 from vmaptune.space import Space
+from vmaptune.study._options import Options
 from vmaptune.task import Task
 
 MOST_TRACED = 12  # shapes whose operations are counted, which takes a trace each
@@ -43,9 +44,9 @@ class Candidate:
 class Structure:
     """Chooses the static settings of a study before its first round."""
 
-    def __init__(self, experiment: Experiment, task: Task, statics: Statics, pinned: Mapping[str, int]):
+    def __init__(self, experiment: Experiment, task: Task, statics: Statics, options: Options):
         self.shared: SharedArrays = {}
-        self.experiment, self.task, self.statics, self.pinned = experiment, task, statics, pinned
+        self.experiment, self.task, self.statics, self.options = experiment, task, statics, options
         space = experiment.space
         assert isinstance(space, Space)
         self.space: Space = space
@@ -103,7 +104,8 @@ class Structure:
         return Counter(statics.group_of(params) for params in settings)
 
     def _functions(self, static: Sequence[str], group: tuple) -> LaneFunctions:
-        return LaneFunctions(self.task, dict(group), lane_arguments(self.space, self._with(static).traced))
+        traced = lane_arguments(self.space, self._with(static).traced)
+        return LaneFunctions(self.task, dict(group), traced, plain=self.options.as_written)
 
     def _flops(self, static: Sequence[str], group: tuple) -> float:
         key = (tuple(static), group)
@@ -138,7 +140,7 @@ class Structure:
         functions = self._functions(static, group)
         traced = lane_arguments(self.space, self._with(static).traced)
         steps = self._steps(settings)
-        plan = default_plan(functions.costs(), steps=steps, trials=count, pinned=dict(self.pinned))
+        plan = default_plan(functions.costs(), steps=steps, trials=count, pinned=dict(self.options.plan))
         program = Program(functions, traced, plan, self.shared, uneven=steps % plan.every != 0)
         self.built[self._with(static).static, group] = functions, program
         step_seconds = model_step_seconds(program)
