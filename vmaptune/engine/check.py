@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ class AsWritten:
         self._state = jax.eval_shape(pack, functions.state)
         self._lowered = jax.jit(self._run).lower(self.consts, self._state, dict(functions.traced), count)
         self._executable: Any = None
+        self._compiling = threading.Lock()
 
     def _run(self, consts: Any, state: Any, arrays: Any, seed: Any) -> Any:
         functions, (step_consts, taken_consts, evaluate_consts) = self.functions, consts
@@ -89,8 +91,9 @@ class AsWritten:
 
     def compile(self) -> AsWritten:
         """Compiles it, unless it is. Python has no part in it."""
-        if self._executable is None:
-            self._executable = compiled_in_a_hurry(self._lowered)
+        with self._compiling:  # whoever needs it waits for whoever began
+            if self._executable is None:
+                self._executable = compiled_in_a_hurry(self._lowered)
         return self
 
     def train(self, before: Sequence[np.ndarray], settings: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
