@@ -95,7 +95,10 @@ def _checked(part: str, value: Any) -> Any:
 
 
 def _narrowed(name: str, array: np.ndarray) -> np.ndarray:
-    """64-bit numbers as JAX keeps them by default: 32 bits. A float that is too large becomes infinite."""
+    """64-bit numbers as JAX keeps them: 32 bits, unless a person has turned on 64. A float that is too large becomes
+    infinite."""
+    if getattr(jax.config, "jax_enable_x64", False):
+        return array
     narrow = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32, "complex128": np.complex64}
     to = np.dtype(narrow.get(array.dtype.name, array.dtype))
     if to.kind in "iu" and to != array.dtype and array.size:

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmaptune.errors import InputError
-from vmaptune.experiment._experiment import Experiment, checked_metrics
+from vmaptune.experiment._experiment import Experiment
+from vmaptune.experiment._measures import check_blocks, checked_metrics
 from vmaptune.experiment._places import described, frames_of, place_in, settings_text
 from vmaptune.nn import noted
 from vmaptune.space import Space
@@ -72,24 +73,29 @@ def find_statics(experiment: Experiment, task: Task | None = None, file: str | N
     Raises:
       InputError: a continuous setting that is used as a static one; a model, loss or metric that fails.
     """
-    with noted() as read:  # by masked layers, while it was traced
-        traced = _find_traced(experiment, task, file)
+    task = task or experiment.build()
     space = experiment.space
     assert isinstance(space, Space)
+    first = _first_settings(space)
+    with noted() as read:  # by masked layers, while it was traced
+        traced = _find_traced(experiment, task, first, file)
+    check_blocks(experiment, task, first)
     return Statics(
         tuple(n for n in space if n not in traced), tuple(n for n in space if n in traced),
         tuple(n for n in space if n in traced and n in read),
     )  # fmt: skip
 
 
-def _find_traced(experiment: Experiment, task: Task | None, file: str | None) -> tuple[str, ...]:
-    space = experiment.space
-    assert isinstance(space, Space)
-    task = task or experiment.build()
+def _first_settings(space: Space) -> dict[str, Any]:
+    """Settings to trace with, in plain values; those that do not exist have one that harms nothing."""
     first = {name: column[0] for name, column in space.sample(1, seed=0).items()}
     first = {n: v.item() if isinstance(v, np.generic) else v for n, v in first.items()}
-    first |= space.lane_values(first, [n for n, d in space.items() if d.numeric])
+    return first | space.lane_values(first, [n for n, d in space.items() if d.numeric])
 
+
+def _find_traced(experiment: Experiment, task: Task, first: Mapping[str, Any], file: str | None) -> tuple[str, ...]:
+    space = experiment.space
+    assert isinstance(space, Space)
     known: dict[frozenset[str], Exception | None] = {}
 
     def failure(traced: tuple[str, ...], others: Mapping[str, Any] = {}) -> Exception | None:
