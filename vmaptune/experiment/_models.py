@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import linen, nnx
 from jax.extend import core
 
@@ -88,10 +89,19 @@ class NnxModel(_Module):
 
     def _bound(self, module: Any, params: Any, variables: Any, key: jax.Array | None, train: bool) -> Any:
         nnx.update(module, params, variables)
+        self._plain = _plain_arrays(module)
         module.train() if train else module.eval()
         return module
 
     def _variables(self, model: Any, before: Any) -> Any:
+        now = _plain_arrays(model)
+        for path, array in self._plain.items():
+            if now.get(path) is not array:
+                raise InputError(
+                    f"model(): what changes while it is called must be an nnx.Variable, but the attribute {path} "
+                    f"is a plain array, which no step would find as the last one left it; way out: wrap it, "
+                    f"nnx.Variable(...), when the model is made"
+                )
         return _other_variables(model)
 
 
@@ -99,6 +109,22 @@ def _other_variables(module: Any) -> Any:
     """The variables that are no parameters. Plain arrays are none: whether Flax calls them state hangs on its version
     and on tracing."""
     return nnx.state(module, nnx.All(nnx.Variable, nnx.Not(nnx.Param)))
+
+
+def _plain_arrays(node: Any, path: str = "") -> dict[str, Any]:
+    """A module's arrays that are no variables, by their place."""
+    if isinstance(node, nnx.Variable):
+        return {}
+    if isinstance(node, (jax.Array, np.ndarray)):
+        return {path: node}
+    parts: dict[str, Any] = {}
+    if isinstance(node, nnx.Module):
+        parts = {f"{path}.{name}".lstrip("."): part for name, part in vars(node).items()}
+    elif isinstance(node, dict):
+        parts = {f"{path}[{name!r}]": part for name, part in node.items()}
+    elif isinstance(node, (list, tuple)):
+        parts = {f"{path}[{i}]": part for i, part in enumerate(node)}
+    return {place: array for name, part in parts.items() for place, array in _plain_arrays(part, name).items()}
 
 
 def _hangs_on_inputs(jaxpr: Any) -> bool:
