@@ -17,7 +17,7 @@ class Data:
 
     Args:
       train: `(x, y)`, a dict, or any pytree of arrays `[N_train, ...]`; batches are rows of it.
-      valid: the same structure, `[N_valid, ...]`; metrics are averaged over it, and rank the trials.
+      valid: the same structure, `[N_valid, ...]`; metrics are measured on it, and rank the trials.
       test: optional, the same structure; only the confirmed winner is measured on it, once.
 
     Raises:
