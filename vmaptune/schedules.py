@@ -1,7 +1,7 @@
 """Learning-rate schedules in which every number may be traced, a value per lane.
 
 Each returns a function `count -> value`, as Optax's do: `count` is the number of updates made so far (int32
-scalar), the value a float32 scalar. Optax's own refuse a traced peak, rate or number of steps in places.
+scalar), the value a float scalar. Optax's own refuse a traced peak, rate or number of steps in places.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Schedule = Callable[[Any], jax.Array]
 
 
 def _float(value: Any) -> jax.Array:
-    return jnp.asarray(value, jnp.float32)
+    return jnp.asarray(value, jnp.result_type(float))
 
 
 def _share(count: Any, steps: Any) -> jax.Array:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vmaptune.arguments import Signature
 from vmaptune.errors import InputError
 
 State = Any  # any pytree of arrays
@@ -82,6 +83,9 @@ class Hyperparameters(Mapping):
 class Task:
     """What the engine trains: three pure functions of one lane. No lane axis, no vmap.
 
+    Arguments called `state`, `hp` and `key` get what their name says, wherever they stand; others without a default get
+    theirs by position.
+
     Args:
       init: `(hp, key) -> state`, any pytree of arrays. The key is consumed.
       step: `(state, hp, key) -> state`; with `has_loss=True`, `(state, loss)` with a scalar loss. The key
@@ -97,7 +101,7 @@ class Task:
         the state it may read only what no step changes. A task has `shared` or `inputs`, not both.
 
     Raises:
-      InputError: both `shared` and `inputs` are given.
+      InputError: both `shared` and `inputs` are given; a function whose arguments are none of these.
     """
 
     init: Callable[[Hyperparameters, jax.Array], State]
@@ -113,6 +117,25 @@ class Task:
                 "Task(): a step's fourth argument is either what all lanes have alike or the lane's own, but both "
                 "`shared` and `inputs` are given; leave one out"
             )
+        takes = ("taken",) if self.shared is not None or self.inputs is not None else ()
+        for name, arguments in (
+            ("init", ("hp", "key")),
+            ("step", ("state", "hp", "key", *takes)),
+            ("evaluate", ("state", "hp")),
+            ("shared", ("step", "count")),
+            ("inputs", ("state", "hp", "step", "count")),
+        ):
+            function = getattr(self, name)
+            if function is None:
+                continue
+            signature = Signature(f"Task: {name}", arguments)
+            signature.check(function)
+            if name == "step" and takes and not signature.asks_for(function, "taken"):
+                raise InputError(
+                    "Task(): with `shared` or `inputs` step must take what they return as a fourth argument without a "
+                    "default, but it takes none"
+                )
+            object.__setattr__(self, name, signature.adapter(function))
 
     def taken(self, state: State, hp: Hyperparameters, step: jax.Array) -> tuple[Any, ...]:
         """What one step takes in besides state, settings and key: its fourth argument, if it has one."""

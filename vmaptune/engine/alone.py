@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmaptune.engine.functions import LaneFunctions, pack, unpack
+from vmaptune.engine.functions import LaneFunctions, no_sum, pack, unpack
 from vmaptune.engine.lanes import Point
 from vmaptune.engine.tiles import NEVER
 
@@ -42,9 +42,10 @@ class Alone:
                 state, loss = step(consts, state, arrays, seed, done + i)
                 if functions.has_loss:
                     bad = jnp.where((bad == NEVER) & ~jnp.isfinite(loss), done + i + 1, bad)
-                return state, total + loss, bad
+                return state, total.plus(loss), bad
 
-            return jax.lax.fori_loop(0, n, body, (state, jnp.float32(0), jnp.int32(NEVER)))
+            state, total, bad = jax.lax.fori_loop(0, n, body, (state, no_sum(), jnp.int32(NEVER)))
+            return state, total.total, bad
 
         self._init, self._step, self._evaluate = jax.jit(init), jax.jit(step), jax.jit(evaluate)
         self._segment = jax.jit(segment)
@@ -107,11 +108,11 @@ class Alone:
                 state, loss = self._step(self._consts, state, settings, seed, np.int32(done))
                 done += 1
                 losses.append(loss)
-            values = np.asarray(jax.device_get(losses), np.float32)
+            values = np.asarray(jax.device_get(losses), np.float64)
             if functions.has_loss and bad is None and not np.isfinite(values).all():
                 bad = done - len(values) + int(np.argmax(~np.isfinite(values))) + 1
             measured = jax.device_get(self._evaluate(functions.evaluate.consts, state, settings))
-            mean = float(np.sum(values, dtype=np.float32) / np.float32(len(values)))
+            mean = float(np.mean(values))
             points.append(Point(-1, done, mean, {n: float(v) for n, v in measured.items()}, bad))
         return points
 

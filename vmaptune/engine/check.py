@@ -29,7 +29,7 @@ from vmaptune.engine import kept
 from vmaptune.engine.alone import Alone
 from vmaptune.engine.compiling import compiled_in_a_hurry
 from vmaptune.engine.devices import cache_folder, machine
-from vmaptune.engine.functions import LaneFunctions, is_key, pack, unpack
+from vmaptune.engine.functions import LaneFunctions, is_key, pack, real, unpack
 from vmaptune.engine.program import Program
 from vmaptune.engine.tiles import NEVER
 
@@ -85,7 +85,7 @@ class AsWritten:
             after, loss = functions.step.call(step_consts, before, arrays, seed, i, taken)
             return pack(after), total + loss, finite & (jnp.isfinite(loss) if functions.has_loss else True)
 
-        state, total, finite = jax.lax.fori_loop(0, self.steps, body, (state, jnp.zeros_like(0.0), jnp.bool_(True)))
+        state, total, finite = jax.lax.fori_loop(0, self.steps, body, (state, jnp.zeros((), real()), jnp.bool_(True)))
         metrics = functions.evaluate.call(evaluate_consts, unpack(state, functions.key_kinds), arrays)
         return jax.tree.leaves(state), total / self.steps, finite, metrics
 

@@ -128,6 +128,7 @@ def machine() -> dict[str, str | int]:
         "devices": jax.local_device_count(),
         "processor": processor_name(),
         "cores": cpu_cores(),
+        "numbers": "64 bits" if jax.config.jax_enable_x64 else "32 bits",  # type: ignore[attr-defined]
         "products": "compiled" if products_are_compiled() else "library",
         "vectors": f"{vector_bits()} bits" if vector_bits() else "as XLA takes them",
         "python": platform.python_version(),

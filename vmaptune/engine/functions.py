@@ -23,6 +23,7 @@ from vmaptune.errors import InputError
 from vmaptune.rewrite import (
     NOTHING,
     as_written,
+    bytes_at_once,
     exact_on_cpu,
     fit_for_cpu,
     is_as_written,
@@ -89,6 +90,33 @@ def hoist(
 
     columns = tuple(before in what.columns for before, _ in states)
     return Hoisted(call, tuple(consts), out, lower, closed.jaxpr, fitted, compiled_products, columns)
+
+
+def real() -> Any:
+    """The dtype of losses and metrics: float32, or float64 where a person has turned on 64 bits (jax_enable_x64)."""
+    return jnp.result_type(float)
+
+
+class Sum(NamedTuple):
+    """A sum of many numbers with what rounding took from it, which the next number gets back.
+
+    Source: Kahan, "Further remarks on reducing truncation errors" (1965). Adding up one by one is wrong by parts in
+    10,000 after some thousands of steps.
+    """
+
+    total: jax.Array
+    excess: jax.Array
+
+    def plus(self, number: jax.Array) -> Sum:
+        number = number - self.excess
+        total = self.total + number
+        excess = (total - self.total) - number
+        return Sum(total, jnp.where(jnp.isfinite(total), excess, 0))
+
+
+def no_sum(shape: tuple[int, ...] = ()) -> Sum:
+    """The sum of nothing."""
+    return Sum(jnp.zeros(shape, real()), jnp.zeros(shape, real()))
 
 
 def is_key(leaf: Any) -> bool:
@@ -165,12 +193,12 @@ class LaneFunctions:
         def step(state: Any, arrays: Any, seed: Any, done: Any, taken: Any) -> Any:
             key = jax.random.fold_in(trial_key(seed), done + 1)
             out = task.step(state, settings(arrays), key, *((taken,) if task.shared or task.inputs else ()))
-            state, loss = out if task.has_loss else (out, jnp.float32(jnp.nan))
-            return _as_arrays(state), jnp.asarray(loss, jnp.float32)
+            state, loss = out if task.has_loss else (out, jnp.nan)
+            return _as_arrays(state), jnp.asarray(loss, real())
 
         def evaluate(state: Any, arrays: Any) -> Any:
             metrics = task.evaluate(state, settings(arrays))
-            return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+            return {name: jnp.asarray(value, real()) for name, value in metrics.items()}
 
         kinds: list[Any] = []
         seed = jax.ShapeDtypeStruct((), jnp.uint32)
@@ -248,6 +276,11 @@ class LaneFunctions:
             step_flops=float(step.get("flops", 1.0)),
             evaluate_flops=float(evaluate.get("flops", 1.0)),
         )
+
+    @cached_property
+    def evaluate_bytes(self) -> int:
+        """What measuring one lane keeps in memory at once, at the most."""
+        return bytes_at_once(self.evaluate.jaxpr)
 
     def costs(self) -> Costs:
         """Operations and bytes of one lane, from the lowered functions; nothing is compiled."""

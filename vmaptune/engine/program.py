@@ -92,7 +92,8 @@ class Program:
             n, fresh_ones = told
             carry = lax.cond(fresh_ones != 0, filled, lambda carry: carry, self._carry(state))
             carry, result = train(consts[1:], carry, hp, seeds, limits, n)
-            results = jnp.stack([lax.bitcast_convert_type(column, jnp.uint32) for column in jax.tree.leaves(result)], 1)
+            words = [lax.bitcast_convert_type(column, jnp.uint32) for column in jax.tree.leaves(result)]
+            results = jnp.concatenate([each.reshape(len(each), -1) for each in words], 1)  # 8 bytes are two words
             return jax.tree.leaves(carry), results
 
         specs = (P(), P("lanes"), P("lanes"), P())
@@ -190,8 +191,10 @@ class Program:
 
     def read(self, results: Any) -> Result:
         """A call's results on the host; waits for them."""
-        rows = np.ascontiguousarray(np.asarray(results).T)  # [number of results, L]
-        found = [row.view(s.dtype) for row, s in zip(rows, self._results, strict=True)]
+        rows = np.ascontiguousarray(np.asarray(results).T)  # [words of the results, L]
+        ends = np.cumsum([s.dtype.itemsize // 4 for s in self._results])
+        words = np.split(rows, ends[:-1])
+        found = [np.ascontiguousarray(w.T).view(s.dtype)[:, 0] for w, s in zip(words, self._results, strict=True)]
         return jax.tree.unflatten(self._result_tree, found)
 
 

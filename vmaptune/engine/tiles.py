@@ -13,20 +13,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vmaptune.engine.functions import AHEAD, LaneFunctions, pack, unpack
+from vmaptune.engine.functions import AHEAD, LaneFunctions, no_sum, pack, real, unpack
 from vmaptune.engine.plan import Plan
 from vmaptune.rewrite import weights_in_columns
 
+MEASURE_BYTES = 2**26  # of a tile's lanes that are measured together, or an eighth of an accelerator's memory
 NEVER = -1  # `bad` of a lane that has not gone wrong
 
 
 class Result(NamedTuple):
     """What a segment says of its lanes."""
 
-    loss: Any  # [L] float32, mean training loss over the segment; NaN for a task without a loss
+    loss: Any  # [L] float, mean training loss over the segment; NaN for a task without a loss
     bad: Any  # [L] int32, the first step whose loss was not finite, or NEVER
     steps: Any  # [L] int32, training steps done since the lane was filled
-    metrics: dict[str, Any]  # each [L] float32
+    metrics: dict[str, Any]  # each [L] float
 
 
 class Tile(NamedTuple):
@@ -115,23 +116,25 @@ def training(functions: LaneFunctions, uneven: bool) -> Tile:
         new, loss = functions.step.call(consts, before, arrays, seed, done, alike if functions.lockstep else own)
         new, after = weights_in_columns(functions.held(pack(new))), done + 1
         if uneven:
-            new, after, loss = _either(done < limit, (new, after, loss), (state, done, jnp.float32(0)))
+            new, after, loss = _either(done < limit, (new, after, loss), (state, done, jnp.zeros((), real())))
         if functions.has_loss:
             bad = jnp.where((bad == NEVER) & ~jnp.isfinite(loss), after, bad)
-        return new, after, bad, total + loss
+        return new, after, bad, total.plus(loss)
 
     def inputs(consts: Any, lane: Any, arrays: Any) -> Any:
         state, done, _, _ = lane
         return functions.inputs.call(consts, of_task(state), arrays, done)
 
-    def measure(consts: Any, lane: Any, before: Any, arrays: Any) -> Any:
+    def metrics_of(consts: Any, state: Any, arrays: Any) -> Any:
+        return functions.evaluate.call(consts, of_task(state), arrays)
+
+    def measure(_: Any, lane: Any, before: Any, metrics: Any) -> Any:
         state, done, bad, total = lane
-        metrics = functions.evaluate.call(consts, of_task(state), arrays)
         metrics = {name: jnp.where(bad == NEVER, value, jnp.nan) for name, value in metrics.items()}
         # A lane that went wrong is frozen as it was at the segment's start: once a segment, since a choice in each
         # step costs some percent of it, and since its state is spoilt a step before its loss shows it.
         state = _either(bad == NEVER, state, before[0])
-        return (state, done, bad), Result(total / (done - before[1]), bad, done, metrics)
+        return (state, done, bad), Result(total.total / (done - before[1]).astype(real()), bad, done, metrics)
 
     def run(consts: Any, carry: Any, hp: Any, seeds: Any, limits: Any, n: Any) -> Any:
         step_consts, evaluate_consts, shared_consts, inputs_consts = consts
@@ -149,13 +152,15 @@ def training(functions: LaneFunctions, uneven: bool) -> Tile:
 
             return lax.fori_loop(0, count, body, lanes)
 
-        lanes = (*carry, jnp.zeros(len(limits), jnp.float32))
+        lanes = (*carry, no_sum((len(limits),)))
         if functions.looks_ahead:
             blocks = (n + AHEAD - 1) // AHEAD
             lanes = lax.fori_loop(0, blocks, lambda k, x: steps(k * AHEAD, jnp.minimum(n - k * AHEAD, AHEAD), x), lanes)
         else:
             lanes = steps(0, n, lanes)
-        return over_lanes(measure)(evaluate_consts, lanes, carry, hp)
+        some = at_once(functions.evaluate_bytes, len(limits))
+        metrics = over_lanes_in_turn(metrics_of, some)(evaluate_consts, lanes[0], hp)
+        return over_lanes(measure)((), lanes, carry, metrics)
 
     return Tile(lambda carry, hp, seeds, limits, n: (carry[1] < limits).any(), run, result_shapes(functions))
 
@@ -172,6 +177,27 @@ def over_lanes(function: Callable[..., Any]) -> Callable[..., Any]:
     return lanes
 
 
+def over_lanes_in_turn(function: Callable[..., Any], some: int) -> Callable[..., Any]:
+    """The same, `some` lanes after another, a divisor of their number: what takes much memory for each."""
+
+    def lanes(alike: Any, *by_lane: Any) -> Any:
+        width = jax.tree.leaves(by_lane)[0].shape[0]
+        if some == width:
+            return over_lanes(function)(alike, *by_lane)
+        split = jax.tree.map(lambda a: a.reshape(width // some, some, *a.shape[1:]), by_lane)
+        found = lax.map(lambda mine: over_lanes(function)(alike, *mine), split)
+        return jax.tree.map(lambda a: a.reshape(width, *a.shape[2:]), found)
+
+    return lanes
+
+
+def at_once(lane_bytes: int, lanes: int) -> int:
+    """How many of a tile's lanes are measured together, a divisor of their number, where each takes so much memory."""
+    stats: dict[str, Any] = jax.local_devices()[0].memory_stats() or {} if jax.default_backend() != "cpu" else {}
+    most = max(1, max(MEASURE_BYTES, stats.get("bytes_limit", 0) // 8) // max(1, lane_bytes))
+    return max(n for n in range(1, lanes + 1) if lanes % n == 0 and n <= most)
+
+
 def _at(t: Any, tree: Any, axis: int) -> Any:
     """Each array's part at place `t` of an axis."""
     return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, axis, keepdims=False), tree)
@@ -184,5 +210,5 @@ def _either(good: Any, new: Any, old: Any) -> Any:
 
 def result_shapes(functions: LaneFunctions) -> Result:
     """One lane's `Result` as shapes."""
-    number, count = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    number, count = jax.ShapeDtypeStruct((), real()), jax.ShapeDtypeStruct((), jnp.int32)
     return Result(number, count, count, functions.evaluate.out)

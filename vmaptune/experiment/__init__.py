@@ -4,18 +4,15 @@ from vmaptune.experiment._data import Data
 from vmaptune.experiment._experiment import (
     MOST_STEPS,
     Experiment,
-    bind_model,
-    checked_metrics,
-    kind_for,
     lane_settings,
-    metrics_on,
 )
 from vmaptune.experiment._load import LoadedExperiment, load_experiment
+from vmaptune.experiment._measures import bind_model, check_blocks, checked_metrics, metrics_on, model_arrays
 from vmaptune.experiment._places import described, settings_text
 from vmaptune.experiment._tracing import Statics, find_statics, lane_arguments, raise_as_input_error
 
 __all__ = [
-    "MOST_STEPS", "Data", "Experiment", "LoadedExperiment", "Statics", "bind_model", "checked_metrics", "described",
-    "find_statics", "kind_for", "lane_arguments", "lane_settings", "load_experiment", "metrics_on",
+    "MOST_STEPS", "Data", "Experiment", "LoadedExperiment", "Statics", "bind_model", "check_blocks", "checked_metrics",
+    "described", "find_statics", "lane_arguments", "lane_settings", "load_experiment", "metrics_on", "model_arrays",
     "raise_as_input_error", "settings_text",
 ]  # fmt: skip

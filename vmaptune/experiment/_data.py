@@ -17,7 +17,7 @@ class Data:
 
     Args:
       train: `(x, y)`, a dict, or any pytree of arrays `[N_train, ...]`; batches are rows of it.
-      valid: the same structure, `[N_valid, ...]`; metrics are averaged over it, and rank the trials.
+      valid: the same structure, `[N_valid, ...]`; metrics are measured on it, and rank the trials.
       test: optional, the same structure; only the confirmed winner is measured on it, once.
 
     Raises:
@@ -95,7 +95,10 @@ def _checked(part: str, value: Any) -> Any:
 
 
 def _narrowed(name: str, array: np.ndarray) -> np.ndarray:
-    """64-bit numbers as JAX keeps them by default: 32 bits. A float that is too large becomes infinite."""
+    """64-bit numbers as JAX keeps them: 32 bits, unless a person has turned on 64. A float that is too large becomes
+    infinite."""
+    if getattr(jax.config, "jax_enable_x64", False):
+        return array
     narrow = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32, "complex128": np.complex64}
     to = np.dtype(narrow.get(array.dtype.name, array.dtype))
     if to.kind in "iu" and to != array.dtype and array.size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,22 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from vmaptune.errors import InputError
 from vmaptune.experiment._data import Data
-from vmaptune.experiment._models import ModelKind, model_kind
+from vmaptune.experiment._measures import BLOCK, SIGNATURES, in_precision, kind_for, loss_of, measured, metrics_on
 from vmaptune.experiment._order import batches
 from vmaptune.experiment._places import at, described, kind, place_in
 from vmaptune.experiment._structure import limits_of, structured, with_structure
 from vmaptune.nn import Size, padded_batch, size
-from vmaptune.rewrite import Choice, with_bfloat16_products, with_fast_convolutions
+from vmaptune.rewrite import Choice, with_fast_convolutions
 from vmaptune.space import Space
 from vmaptune.task import Hyperparameters, Task
 
 DEFAULT_STEPS = 1000
 DEFAULT_BATCH_SIZE = 128
-EVALUATION_BATCH = 1024  # validation examples in one forward pass of one lane
 PRECISIONS = ("float32", "bfloat16")
 SHARED_ORDER = 0  # the key of the order that lanes share
 MOST_STEPS = 2**31 - 1  # steps are counted in int32
@@ -37,14 +34,21 @@ MOST_EXAMPLES = 2**32  # that `batch_indices` can count, in uint32
 class Experiment:
     """One small model and which of its settings are uncertain.
 
+    An argument of these functions that has one of the names below gets what it says, wherever it stands; one with
+    another name gets the next in the order given here, or keeps its default where it has one.
+
     Args:
       space: name -> distribution (`vt.loguniform(...)`, ...) or a plain value.
-      model: `(hp, rngs) -> module`: a Flax nnx module, a linen one, or a pytree of arrays.
-      optimizer: `(hp, steps) -> optax.GradientTransformation`.
+      model: `(hp, rngs) -> module`: a Flax nnx module, a linen one, or a pytree of arrays. It may take a `key` too.
+      optimizer: `(hp, steps) -> optax.GradientTransformation`. A schedule-free one of optax.contrib trains at y, and
+        the model at x is what is measured and saved.
       loss: `(model, batch[, hp[, key]]) -> scalar`. nnx models are in training mode; the key is the trial's
-        own for this step.
-      metrics: `(model, batch[, hp]) -> dict` of scalars, each a mean over the batch's examples; nnx models
-        are in evaluation mode. Without it the loss itself is measured, as `loss`.
+        own for this step. It may take `step` too, the number of the step, from 0, and `steps`, how many there are.
+      metrics: `(model, batch[, hp]) -> dict` of scalars of a whole part of the data, or with `combine` of sums over
+        some of its examples; nnx models are in evaluation mode. It may take `steps`, and a `key`, the same for all
+        trials. Without it the loss itself is measured, as `loss`.
+      combine: `(sums[, hp]) -> dict` of metrics, from what `metrics` returns of up to 1,024 examples at a time, added
+        up over all of them: for metrics that are no means, such as an F1 score, of a part too large to measure at once.
       data: `() -> vt.Data`, or a `vt.Data`.
       predict: `(model, x) -> array`, what an ensemble averages: what `metrics` gets by calling the model. Without
         it the model is called on `x`, the first array of a batch.
@@ -67,6 +71,7 @@ class Experiment:
     optimizer: Callable[..., Any] | None = None
     loss: Callable[..., Any] | None = None
     metrics: Callable[..., Any] | None = None
+    combine: Callable[..., Any] | None = None
     data: Callable[[], Data] | Data | None = None
     predict: Callable[..., Any] | None = None
     task: Task | None = None
@@ -96,9 +101,11 @@ class Experiment:
                 if not callable(parts[part]):
                     raise InputError(f"Experiment(): `{part}` must be a function, but got {parts[part]!r}")
         else:
-            extra = [part for part, value in {**parts, "metrics": self.metrics}.items() if value is not None]
+            more = {"metrics": self.metrics, "combine": self.combine}
+            extra = [part for part, value in {**parts, **more}.items() if value is not None]
             if extra:
                 raise InputError(f"Experiment(): with `task=` leave out {', '.join(extra)}: the task has them")
+        self._check_functions(space)
         if self.direction not in ("minimize", "maximize"):
             raise InputError(f'Experiment(): `direction` must be "minimize" or "maximize", but got {self.direction!r}')
         if self.order not in ("own", "shared"):
@@ -126,6 +133,22 @@ class Experiment:
             if value is not None and (not _is_int(value) or value < 1):
                 raise InputError(f"Experiment(): `{part}` must be a whole number of at least 1, but got {value!r}")
 
+    def _check_functions(self, space: Space) -> None:
+        for part, signature in SIGNATURES.items():
+            function = getattr(self, part)
+            if function is None:
+                continue
+            if not callable(function):
+                raise InputError(f"Experiment(): `{part}` must be a function, but got {function!r}")
+            signature.check(function, space, at(function))
+        if self.combine is not None and self.metrics is None:
+            raise InputError("Experiment(): `combine` needs `metrics`, a function that returns the sums to combine")
+        if self.task is None and self.metrics is None and SIGNATURES["loss"].asks_for(self.loss, "step"):  # type: ignore
+            raise InputError(
+                "Experiment(): a loss that takes `step` can't be measured, since a model is measured at no step; give "
+                "`metrics`, a function that returns what is to be measured"
+            )
+
     # ---- what the study asks -------------------------------------------------------------------------
 
     def with_changes(self, *, space: Space | None = None, steps: int | None = None) -> Experiment:
@@ -147,6 +170,15 @@ class Experiment:
     def convolutions(self) -> Choice:
         """How the convolutions of its training step are computed."""
         return self._cache.setdefault("convolutions", Choice())
+
+    def note_blocks(self, needed: float) -> None:
+        """Keeps that measuring all examples at once would take so many bytes, so that they are measured by blocks."""
+        self._cache.setdefault("blocks", int(needed))
+
+    @property
+    def block_bytes(self) -> int:
+        """Of what is measured by blocks, the bytes that measuring it at once would take; 0 where nothing is."""
+        return self._cache.get("blocks", 0)
 
     def total_steps(self, hp: Mapping[str, Any]) -> int:
         """The number of training steps of a trial with these settings."""
@@ -244,37 +276,6 @@ def _load_data(source: Any) -> Data:
     return data
 
 
-def _flexible(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls with as many of the arguments as the function takes: `metrics(model, batch)` need not take hp."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return function(*args)
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return function(*args[: len(positional)])
-
-
-def _loss(experiment: Experiment, *args: Any) -> jax.Array:
-    """What the person's `loss` returns, or an error that says what it should have been."""
-    function = experiment.loss
-    assert function is not None
-    value = _flexible(function, *args)
-    if not isinstance(value, (jax.Array, np.ndarray, np.generic, float, int)):
-        raise InputError(
-            f"loss() must return a scalar array, but it returned {kind(value)}; return the loss alone{at(function)}"
-        )
-    loss = jnp.asarray(value)
-    if loss.shape != ():
-        raise InputError(
-            f"loss() must return a scalar, but its shape is {loss.shape}; take the mean over the batch{at(function)}"
-        )
-    if not jnp.issubdtype(loss.dtype, jnp.floating):
-        way = "take its real part or its absolute value" if jnp.iscomplexobj(loss) else (
-            "compute it from the model's outputs in floating point: an integer has no gradient"
-        )  # fmt: skip
-        raise InputError(f"loss() must return a real float, but its dtype is {loss.dtype}; {way}{at(function)}")
-    return loss
-
-
 def _on_device(array: np.ndarray) -> jax.Array:
     """A copy; `jnp.asarray` would compile a program for it, and `device_put` alone may share the memory."""
     return jax.device_put(np.array(array))
@@ -286,14 +287,11 @@ def _build(experiment: Experiment) -> Task:
     train, valid = (jax.tree.map(_on_device, part) for part in (data.train, data.valid))
     n_train, n_valid = data.size("train"), data.size("valid")
     shared = experiment.order == "shared"
-    in_precision = with_bfloat16_products if experiment.precision == "bfloat16" else lambda function: function
-
-    def kind_of(hp: Hyperparameters) -> ModelKind:
-        return kind_for(experiment, hp)
 
     def optimizer_of(hp: Hyperparameters) -> optax.GradientTransformationExtraArgs:
         assert experiment.optimizer is not None
-        optimizer = _flexible(experiment.optimizer, hp, experiment.total_steps(hp))
+        given = {"hp": hp, "steps": experiment.total_steps(hp)}
+        optimizer = SIGNATURES["optimizer"].call(experiment.optimizer, given)
         if not isinstance(optimizer, optax.GradientTransformation):
             raise InputError(
                 f"optimizer() must return an optax optimizer, such as optax.adam(hp.learning_rate), "
@@ -304,7 +302,14 @@ def _build(experiment: Experiment) -> Task:
     def init(hp: Hyperparameters, key: jax.Array) -> Any:
         batch_size = experiment.lane_batch(hp)
         first = jax.tree.map(lambda a: a[: batch_size.most], train)
-        params, rest = kind_of(hp).init(hp, key, lambda model: loss_on(batch_size, model, first, hp, key))
+
+        def use(model: Any) -> jax.Array:
+            return loss_on(batch_size, model, first, hp, key, jnp.int32(0))
+
+        def ask(training: Any, evaluating: Any) -> Any:
+            return use(training), measured(experiment, evaluating, jax.tree.map(lambda a: a[:BLOCK], valid), hp)
+
+        params, rest = kind_for(experiment, hp).init(hp, key, use, ask)
         return {
             "params": params,
             "rest": rest,
@@ -312,110 +317,57 @@ def _build(experiment: Experiment) -> Task:
             **({} if shared else {"order": jax.random.key_data(jax.random.fold_in(key, 1))}),
         }
 
-    def loss_on(size: Size, model: Any, batch: Any, hp: Hyperparameters, key: jax.Array) -> jax.Array:
+    def loss_on(size: Size, model: Any, batch: Any, hp: Hyperparameters, key: jax.Array, step: Any) -> jax.Array:
         if not size.is_traced:
-            return _loss(experiment, model, batch, hp, key)
+            return loss_of(experiment, model, batch, hp, key, step)
         with padded_batch(size) as padded:
-            loss = _loss(experiment, model, batch, hp, key)
+            loss = loss_of(experiment, model, batch, hp, key, step)
         if not padded.averaged:  # found out by the tracing: then the batch size is static
             raise TypeError("a traced batch size needs a loss that takes its mean with vt.nn.batch_mean")
         return loss
 
-    def own_rows(state: Any, hp: Hyperparameters, step: jax.Array, count: int) -> jax.Array:
+    assert experiment.loss is not None
+    counted = SIGNATURES["loss"].asks_for(experiment.loss, "step")
+
+    def with_numbers(rows: jax.Array, step: jax.Array, count: int) -> Any:
+        return (rows, step + jnp.arange(count, dtype=jnp.int32)) if counted else rows
+
+    def own_rows(state: Any, hp: Hyperparameters, step: jax.Array, count: int) -> Any:
         size = experiment.lane_batch(hp)
-        return batches(state["order"], step, count, size.value, n_train, size.most if size.is_traced else None)
+        most = size.most if size.is_traced else None
+        return with_numbers(batches(state["order"], step, count, size.value, n_train, most), step, count)
 
-    def shared_rows(step: jax.Array, count: int) -> jax.Array:
+    def shared_rows(step: jax.Array, count: int) -> Any:
         key = jax.random.key_data(jax.random.key(SHARED_ORDER))
-        return batches(key, step, count, experiment.lane_batch_size({}), n_train)
+        return with_numbers(batches(key, step, count, experiment.lane_batch_size({}), n_train), step, count)
 
-    def step(state: Any, hp: Hyperparameters, key: jax.Array, rows: jax.Array) -> tuple[Any, jax.Array]:
-        kind, optimizer = kind_of(hp), optimizer_of(hp)
+    def step(state: Any, hp: Hyperparameters, key: jax.Array, taken: Any) -> tuple[Any, jax.Array]:
+        kind, optimizer = kind_for(experiment, hp), optimizer_of(hp)
+        rows, number = taken if counted else (taken, None)
         batch = jax.tree.map(lambda a: a[rows], train)
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             model = kind.bind(hp, params, state["rest"], key, train=True)
-            loss = loss_on(experiment.lane_batch(hp), model, batch, hp, key)
+            loss = loss_on(experiment.lane_batch(hp), model, batch, hp, key, number)
             return loss, kind.collect(model, state["rest"])
 
         loss_fn = with_fast_convolutions(loss_fn, experiment.convolutions)
-        (loss, rest), grads = in_precision(jax.value_and_grad(loss_fn, has_aux=True))(state["params"])
+        (loss, rest), grads = in_precision(experiment, jax.value_and_grad(loss_fn, has_aux=True))(state["params"])
         updates, opt = optimizer.update(
             grads, state["opt"], state["params"],
-            value=loss, grad=grads, value_fn=lambda params: in_precision(loss_fn)(params)[0],
+            value=loss, grad=grads, value_fn=lambda params: in_precision(experiment, loss_fn)(params)[0],
         )  # fmt: skip
         params = optax.apply_updates(state["params"], updates)
         return {**state, "params": params, "rest": rest, "opt": opt}, loss
 
     def evaluate(state: Any, hp: Hyperparameters) -> dict[str, jax.Array]:
-        return in_precision(lambda: metrics_on(experiment, kind_of(hp), state, hp, valid, n_valid))()
+        return metrics_on(experiment, state, hp, valid, n_valid)
 
     rows_of: dict[str, Any] = {"shared": shared_rows} if shared else {"inputs": own_rows}
     return Task(init=init, step=step, evaluate=evaluate, has_loss=True, **rows_of)
-
-
-def metrics_on(experiment: Experiment, kind: Any, state: Any, hp: Hyperparameters, part: Any, n: int) -> dict:
-    """The metrics of one lane's model, averaged over the `n` examples of a part. Returns scalars by name."""
-
-    def on(batch: Any) -> dict[str, jax.Array]:
-        model = kind.bind(hp, state["params"], state["rest"], None, train=False)
-        if experiment.metrics is None:
-            return {"loss": _loss(experiment, model, batch, hp, jax.random.key(0))}
-        measured = _flexible(experiment.metrics, model, batch, hp)
-        return checked_metrics(measured, experiment.objective, at(experiment.metrics))
-
-    blocks = n // EVALUATION_BATCH
-    if blocks <= 1 and n <= EVALUATION_BATCH:
-        return on(part)
-    head = jax.tree.map(
-        lambda a: a[: blocks * EVALUATION_BATCH].reshape((blocks, EVALUATION_BATCH, *a.shape[1:])), part
-    )
-    totals = jax.tree.map(lambda m: m.sum(0) * EVALUATION_BATCH, jax.lax.map(on, head))
-    left = n - blocks * EVALUATION_BATCH
-    if left:
-        last = on(jax.tree.map(lambda a: a[blocks * EVALUATION_BATCH :], part))
-        totals = jax.tree.map(lambda total, m: total + m * left, totals, last)
-    return jax.tree.map(lambda total: total / n, totals)
-
-
-def checked_metrics(metrics: Any, objective: str, at: str = "") -> dict[str, jax.Array]:
-    """Metrics as float32 scalars by name, or an error that says what they should have been."""
-    if not isinstance(metrics, Mapping):
-        raise InputError(
-            f"metrics() must return a dict of scalars, but it returned {kind(metrics)}; "
-            f"give each a name, such as {{{objective!r}: ...}}{at}"
-        )
-    if objective not in metrics:
-        raise InputError(
-            f"the objective {objective!r} must be one of the metrics, but they are "
-            f"{', '.join(map(repr, metrics)) or 'none'}; return it from metrics(), or name one of these as "
-            f"objective={at}"
-        )
-    checked = {}
-    for name, value in metrics.items():
-        array = jnp.asarray(value)
-        if array.shape != () or jnp.issubdtype(array.dtype, jnp.complexfloating):
-            raise InputError(
-                f"metrics(): {name!r} must be a real scalar, but its shape is {array.shape} and its dtype "
-                f"{array.dtype}; take the mean over the batch's examples{at}"
-            )
-        checked[str(name)] = array.astype(jnp.float32)
-    return checked
 
 
 def lane_settings(experiment: Experiment, values: Mapping[str, Any]) -> Hyperparameters:
     """Static and traced settings of one lane as the experiment's functions receive them."""
     assert isinstance(experiment.space, Space)
     return structured(Hyperparameters({n: values[n] for n in experiment.space}), limits_of(experiment.space))
-
-
-def bind_model(experiment: Experiment, hp: Hyperparameters, params: Any, rest: Any) -> Any:
-    """A trained model as `metrics` receives it: parameters and other variables in place, evaluation mode."""
-    return kind_for(experiment, hp).bind(hp, params, rest, None, train=False)
-
-
-def kind_for(experiment: Experiment, hp: Hyperparameters) -> ModelKind:
-    """Which kind of model the experiment's `model()` returns for these settings."""
-    build = experiment.model
-    assert build is not None
-    return model_kind(build, build(hp, nnx.Rngs(0)))

@@ -7,19 +7,75 @@ Each kind answers the same three questions for one lane: what are its first arra
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import linen, nnx
+from jax.extend import core
 
+from vmaptune.arguments import Signature
 from vmaptune.errors import InputError
 from vmaptune.experiment._places import at, kind
 from vmaptune.task import Hyperparameters
 
-Build = Callable[[Hyperparameters, nnx.Rngs], Any]
+Build = Callable[[Hyperparameters, Any], Any]  # (hp, a key or a seed) -> what the person's model() returns
 
 
-class NnxModel:
+class Drawn(NamedTuple):
+    """A model's other variables, where it computes with more that was drawn from its `rngs`: the key to draw it again.
+
+    Such are plain arrays among its attributes and what its functions close over: nothing that a state could hold.
+    """
+
+    key: jax.Array
+    rest: Any
+
+
+class _Module:
+    """A module: rebuilt in every traced function, with its arrays put back."""
+
+    def __init__(self, build: Build):
+        self.build = build
+
+    def init(self, hp: Hyperparameters, key: jax.Array, use: Callable[[Any], Any], ask: Callable[..., Any]) -> Any:
+        """The first parameters and other variables.
+
+        Args:
+          use: calls the model, in training mode, as `loss` does.
+          ask: `(model in training mode, model in evaluation mode) -> results`, by which it is found out whether they
+            hang on more than these variables.
+        """
+        params, rest = self._first(hp, key, use)
+
+        def results(key: jax.Array) -> Any:
+            drawn = Drawn(key, rest)
+            return ask(*(self.bind(hp, params, drawn, key, train) for train in (True, False)))
+
+        return params, Drawn(key, rest) if _hangs_on_inputs(jax.make_jaxpr(results)(key).jaxpr) else rest
+
+    def bind(self, hp: Hyperparameters, params: Any, rest: Any, key: jax.Array | None, train: bool) -> Any:
+        """The model as `loss` and `metrics` receive it."""
+        drawn, variables = (rest.key, rest.rest) if isinstance(rest, Drawn) else (0, rest)
+        return self._bound(self.build(hp, drawn), params, variables, key, train)
+
+    def collect(self, model: Any, rest: Any) -> Any:
+        """What became of the other variables."""
+        if isinstance(rest, Drawn):
+            return Drawn(rest.key, self._variables(model, rest.rest))
+        return self._variables(model, rest)
+
+    def _first(self, hp: Hyperparameters, key: jax.Array, use: Callable[[Any], Any]) -> tuple[Any, Any]:
+        raise NotImplementedError
+
+    def _bound(self, module: Any, params: Any, variables: Any, key: jax.Array | None, train: bool) -> Any:
+        raise NotImplementedError
+
+    def _variables(self, model: Any, before: Any) -> Any:
+        raise NotImplementedError
+
+
+class NnxModel(_Module):
     """A `flax.nnx` module.
 
     The module is rebuilt from `hp` inside every traced step and its arrays are put back: a traced setting
@@ -27,25 +83,58 @@ class NnxModel:
     are unused, so the compiler removes them.
     """
 
-    def __init__(self, build: Build):
-        self.build = build
+    def _first(self, hp: Hyperparameters, key: jax.Array, use: Callable[[Any], Any]) -> tuple[Any, Any]:
+        module = self.build(hp, key)
+        return nnx.state(module, nnx.Param), _other_variables(module)
 
-    def init(self, hp: Hyperparameters, key: jax.Array, use: Callable[[Any], Any]) -> tuple[Any, Any]:
-        module = self.build(hp, nnx.Rngs(key))
-        return self._split(module)
-
-    def bind(self, hp: Hyperparameters, params: Any, rest: Any, key: jax.Array | None, train: bool) -> Any:
-        module = self.build(hp, nnx.Rngs(0))
-        nnx.update(module, params, rest)
+    def _bound(self, module: Any, params: Any, variables: Any, key: jax.Array | None, train: bool) -> Any:
+        nnx.update(module, params, variables)
+        self._plain = _plain_arrays(module)
         module.train() if train else module.eval()
         return module
 
-    def collect(self, module: Any, rest: Any) -> Any:
-        return self._split(module)[1]
+    def _variables(self, model: Any, before: Any) -> Any:
+        now = _plain_arrays(model)
+        for path, array in self._plain.items():
+            if now.get(path) is not array:
+                raise InputError(
+                    f"model(): what changes while it is called must be an nnx.Variable, but the attribute {path} "
+                    f"is a plain array, which no step would find as the last one left it; way out: wrap it, "
+                    f"nnx.Variable(...), when the model is made"
+                )
+        return _other_variables(model)
 
-    @staticmethod
-    def _split(module: Any) -> tuple[Any, Any]:
-        return nnx.state(module, nnx.Param), nnx.state(module, nnx.Not(nnx.Param))
+
+def _other_variables(module: Any) -> Any:
+    """The variables that are no parameters. Plain arrays are none: whether Flax calls them state hangs on its version
+    and on tracing."""
+    return nnx.state(module, nnx.All(nnx.Variable, nnx.Not(nnx.Param)))
+
+
+def _plain_arrays(node: Any, path: str = "") -> dict[str, Any]:
+    """A module's arrays that are no variables, by their place."""
+    if isinstance(node, nnx.Variable):
+        return {}
+    if isinstance(node, (jax.Array, np.ndarray)):
+        return {path: node}
+    parts: dict[str, Any] = {}
+    if isinstance(node, nnx.Module):
+        parts = {f"{path}.{name}".lstrip("."): part for name, part in vars(node).items()}
+    elif isinstance(node, dict):
+        parts = {f"{path}[{name!r}]": part for name, part in node.items()}
+    elif isinstance(node, (list, tuple)):
+        parts = {f"{path}[{i}]": part for i, part in enumerate(node)}
+    return {place: array for name, part in parts.items() for place, array in _plain_arrays(part, name).items()}
+
+
+def _hangs_on_inputs(jaxpr: Any) -> bool:
+    """Whether any result is computed from what the jaxpr is given; it may say so of one that isn't, never the
+    other way round."""
+    from_inputs = set(jaxpr.invars)
+    for eqn in jaxpr.eqns:
+        if any(isinstance(v, core.Var) and v in from_inputs for v in eqn.invars):
+            from_inputs.update(eqn.outvars)
+    return any(isinstance(v, core.Var) and v in from_inputs for v in jaxpr.outvars)
 
 
 class BoundLinen:
@@ -57,6 +146,7 @@ class BoundLinen:
 
     def __init__(self, module: linen.Module, variables: Any, key: jax.Array | None, train: bool):
         self.module, self.variables, self.train_mode = module, variables, train
+        self.first: Any = None  # the variables as the first call initialises them
         self._key, self._calls = key, 0
 
     def __call__(self, *args: Any, method: Any = None, **kwargs: Any) -> Any:
@@ -67,6 +157,7 @@ class BoundLinen:
         self._calls += 1
         if self.variables is None:
             out, self.variables = self.module.init_with_output(rngs, *args, method=method, **kwargs)
+            self.first = self.variables
             return out
         collections = [name for name in self.variables if name != "params"]
         if not (self.train_mode and collections):
@@ -80,25 +171,22 @@ class BoundLinen:
         return self.variables["params"]
 
 
-class LinenModel:
+class LinenModel(_Module):
     """A `flax.linen` module; its variables are initialised by the first call that `loss` makes."""
 
-    def __init__(self, build: Build):
-        self.build = build
-
-    def init(self, hp: Hyperparameters, key: jax.Array, use: Callable[[Any], Any]) -> tuple[Any, Any]:
-        bound = BoundLinen(self.build(hp, nnx.Rngs(0)), None, key, True)
+    def _first(self, hp: Hyperparameters, key: jax.Array, use: Callable[[Any], Any]) -> tuple[Any, Any]:
+        bound = BoundLinen(self.build(hp, key), None, key, True)
         use(bound)
-        if bound.variables is None:
+        if bound.first is None:
             raise InputError("loss() must call the linen model at least once: its first call initialises it")
-        variables = dict(bound.variables)
+        variables = dict(bound.first)
         return variables.pop("params", {}), variables
 
-    def bind(self, hp: Hyperparameters, params: Any, rest: Any, key: jax.Array | None, train: bool) -> Any:
-        return BoundLinen(self.build(hp, nnx.Rngs(0)), {"params": params, **rest}, key, train)
+    def _bound(self, module: Any, params: Any, variables: Any, key: jax.Array | None, train: bool) -> Any:
+        return BoundLinen(module, {"params": params, **variables}, key, train)
 
-    def collect(self, bound: Any, rest: Any) -> Any:
-        return {name: bound.variables[name] for name in rest}
+    def _variables(self, model: Any, before: Any) -> Any:
+        return {name: model.variables[name] for name in before}
 
 
 class PytreeModel:
@@ -107,21 +195,30 @@ class PytreeModel:
     def __init__(self, build: Build):
         self.build = build
 
-    def init(self, hp: Hyperparameters, key: jax.Array, use: Callable[[Any], Any]) -> tuple[Any, Any]:
-        return self.build(hp, nnx.Rngs(key)), ()
+    def init(self, hp: Hyperparameters, key: jax.Array, use: Callable[[Any], Any], ask: Callable[..., Any]) -> Any:
+        """The first parameters and other variables, of which it has none."""
+        return self.build(hp, key), ()
 
     def bind(self, hp: Hyperparameters, params: Any, rest: Any, key: jax.Array | None, train: bool) -> Any:
+        """The model as `loss` and `metrics` receive it."""
         return params
 
     def collect(self, params: Any, rest: Any) -> Any:
+        """What became of the other variables."""
         return rest
 
 
 ModelKind = NnxModel | LinenModel | PytreeModel
 
 
-def model_kind(build: Build, built: Any) -> ModelKind:
-    """The kind of model that `model()` returned."""
+def model_kind(function: Callable[..., Any], signature: Signature, hp: Hyperparameters) -> ModelKind:
+    """The kind of model that a person's `model()` returns for these settings."""
+
+    def build(hp: Hyperparameters, key: Any) -> Any:
+        given = {"hp": hp, "rngs": nnx.Rngs(key), "key": jax.random.key(key) if isinstance(key, int) else key}
+        return signature.call(function, given)
+
+    built = build(hp, 0)
     if isinstance(built, nnx.Module):
         return NnxModel(build)
     if isinstance(built, linen.Module):
@@ -131,5 +228,5 @@ def model_kind(build: Build, built: Any) -> ModelKind:
         return PytreeModel(build)
     raise InputError(
         f"model() must return a flax.nnx module, a flax.linen module or a pytree of jax arrays, "
-        f"but it returned {kind(built)}; return the model itself, not its class or a tuple with it{at(build)}"
+        f"but it returned {kind(built)}; return the model itself, not its class or a tuple with it{at(function)}"
     )

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from vmaptune.errors import InputError
-from vmaptune.experiment._experiment import Experiment, _flexible, _loss, checked_metrics
+from vmaptune.experiment._experiment import Experiment
+from vmaptune.experiment._measures import SIGNATURES, bind_model, combined, in_precision, measured, model_arrays
 from vmaptune.experiment._places import at, kind
 from vmaptune.task import Hyperparameters
 
@@ -34,10 +35,16 @@ def predict(experiment: Experiment, model: Any, x: Any) -> jax.Array:
             "an ensemble needs predictions, but the model cannot be called; give the Experiment "
             "predict=lambda model, x: ..., which returns what metrics() uses of the model"
         )
-    out = model(x) if function is None else function(model, x)
+    out = model(x) if function is None else SIGNATURES["predict"].call(function, {"model": model, "x": x})
     if not isinstance(out, jax.Array):
         raise InputError(f"predict() must return one array of predictions, but it returned {kind(out)}{at(function)}")
     return out
+
+
+def predictions_of(experiment: Experiment, hp: Hyperparameters, state: Any, x: Any) -> jax.Array:
+    """What the model of a lane's state predicts, as it is measured: in the experiment's precision."""
+    arrays = model_arrays(state)
+    return in_precision(experiment, lambda x: predict(experiment, bind_model(experiment, hp, arrays), x))(x)
 
 
 class Given:
@@ -56,14 +63,14 @@ def metrics_of(experiment: Experiment, hp: Hyperparameters, predictions: Any, pa
     Raises:
       InputError: `metrics` asks more of the model than to be called.
     """
-    model = Given(predictions)
+
+    def whole(predictions: Any, part: Any) -> Any:
+        return combined(experiment, measured(experiment, Given(predictions), part, hp), hp)
+
     try:
-        if experiment.metrics is None:
-            return {"loss": _loss(experiment, model, part, hp, jax.random.key(0))}
-        measured = _flexible(experiment.metrics, model, part, hp)
+        return in_precision(experiment, whole)(predictions, part)
     except AttributeError as error:
         raise InputError(
             f"an ensemble is measured by metrics() on averaged predictions, so metrics() may only call the model, but "
             f"it failed: {error}{at(experiment.metrics)}"
         ) from error
-    return checked_metrics(measured, experiment.objective, at(experiment.metrics))

@@ -7,6 +7,7 @@ one compiled program for each of its values, so it must have finitely many.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmaptune.errors import InputError
-from vmaptune.experiment._experiment import Experiment, checked_metrics
-from vmaptune.experiment._places import described, frames_of, place_in, settings_text
+from vmaptune.experiment._experiment import Experiment
+from vmaptune.experiment._measures import check_blocks, checked_metrics
+from vmaptune.experiment._places import at, described, frames_of, place_in, settings_text
 from vmaptune.nn import noted
 from vmaptune.rewrite import as_written
 from vmaptune.space import Space
@@ -73,24 +75,30 @@ def find_statics(experiment: Experiment, task: Task | None = None, file: str | N
     Raises:
       InputError: a continuous setting that is used as a static one; a model, loss or metric that fails.
     """
-    with noted() as read:  # by masked layers, while it was traced
-        traced = _find_traced(experiment, task, file)
+    task = task or experiment.build()
     space = experiment.space
     assert isinstance(space, Space)
+    first = _first_settings(space)
+    with noted() as read:  # by masked layers, while it was traced
+        traced = _find_traced(experiment, task, first, file)
+    _check_repeatable(experiment, task, first, traced)
+    check_blocks(experiment, task, first)
     return Statics(
         tuple(n for n in space if n not in traced), tuple(n for n in space if n in traced),
         tuple(n for n in space if n in traced and n in read),
     )  # fmt: skip
 
 
-def _find_traced(experiment: Experiment, task: Task | None, file: str | None) -> tuple[str, ...]:
-    space = experiment.space
-    assert isinstance(space, Space)
-    task = task or experiment.build()
+def _first_settings(space: Space) -> dict[str, Any]:
+    """Settings to trace with, in plain values; those that do not exist have one that harms nothing."""
     first = {name: column[0] for name, column in space.sample(1, seed=0).items()}
     first = {n: v.item() if isinstance(v, np.generic) else v for n, v in first.items()}
-    first |= space.lane_values(first, [n for n, d in space.items() if d.numeric])
+    return first | space.lane_values(first, [n for n, d in space.items() if d.numeric])
 
+
+def _find_traced(experiment: Experiment, task: Task, first: Mapping[str, Any], file: str | None) -> tuple[str, ...]:
+    space = experiment.space
+    assert isinstance(space, Space)
     known: dict[frozenset[str], Exception | None] = {}
 
     def failure(traced: tuple[str, ...], others: Mapping[str, Any] = {}) -> Exception | None:
@@ -164,6 +172,34 @@ def trace_failure(
     except Exception as error:
         return error
     return None
+
+
+def _check_repeatable(experiment: Experiment, task: Task, values: Mapping[str, Any], traced: tuple[str, ...]) -> None:
+    """Traces what a lane is made of and measured by twice. Both must compute with the same numbers: a trial is trained
+    and measured by programs of their own, and so is its model when it is loaded."""
+    assert isinstance(experiment.space, Space)
+    shapes = lane_arguments(experiment.space, traced)
+
+    def numbers() -> tuple[str, list[Any]]:
+        def lane(arrays: dict[str, jax.Array], seed: jax.Array) -> Any:
+            hp = Hyperparameters({name: arrays.get(name, value) for name, value in values.items()})
+            state = task.init(hp, jax.random.key(seed))
+            return state, task.evaluate(state, hp)
+
+        closed = jax.make_jaxpr(lane)(shapes, jax.ShapeDtypeStruct((), jnp.uint32))
+        return re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)), closed.consts  # without the addresses of functions
+
+    (text, consts), (other, others) = numbers(), numbers()
+    same = text == other and all(
+        a is b or np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(consts, others, strict=True)
+    )
+    if not same:
+        raise InputError(
+            "the experiment must compute with the same numbers each time its functions are called, but what comes of "
+            "one configuration and seed differs from call to call, as with np.random or random; way out: draw from "
+            "rngs (rngs.params()) or from a key, or from np.random.default_rng(SEED) made where it is drawn from"
+            f"{at(experiment.model)}"
+        )
 
 
 def raise_as_input_error(error: Exception, file: str | None, values: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from vmaptune.rewrite._columns import weights_in_columns
 from vmaptune.rewrite._convolution import ConvShape, convolve
 from vmaptune.rewrite._cpu import exact_on_cpu, fit_for_cpu
 from vmaptune.rewrite._jaxpr import find_convolutions, with_fast_convolutions
+from vmaptune.rewrite._memory import bytes_at_once
 from vmaptune.rewrite._pooling import PoolShape, pool
 from vmaptune.rewrite._precision import with_bfloat16_products
 from vmaptune.rewrite._products import products_are_short
@@ -18,6 +19,7 @@ __all__ = [
     "PoolShape",
     "Turned",
     "as_written",
+    "bytes_at_once",
     "convolve",
     "default_choice",
     "exact_on_cpu",

@@ -295,10 +295,12 @@ class Replay:
     steps: list[int]
     ledger: list[float]  # mean training loss of each segment (the objective for a task without a loss)
     alone: list[float]
-    difference: float  # the largest relative difference before the curve turns chaotic
-    chaotic_from: int | None  # the first step at which a rounding error has grown past the tolerance
+    objective: list[float]  # the objective after each segment, in the ledger
+    objective_alone: list[float]
+    difference: float  # the largest relative difference of either before the curve turns chaotic
+    chaotic_from: int | None  # the first step at which they differ where rounding decides the curve
     compared: int  # segments before that step
-    agrees: bool
+    agrees: bool  # whether they do, in each segment that was compared; False where none could be
     seconds: float
 
 
@@ -307,9 +309,10 @@ def replay(study: Study | str | Path, trial: int, experiment: Experiment | None 
 
     Of a population's member it follows the lineage: from whom it took over, and with which settings it went on.
 
-    The curve is compared up to where training is chaotic, that is where rounding decides it (a unit of a ReLU
+    The training loss and the objective of each segment are compared, up to the first that differs by more than the
+    tolerance (1e-4, relative) where training is chaotic, that is where rounding decides it (a unit of a ReLU
     that is within a rounding error of zero is enough): where any of eight runs of the same trial, each number
-    of the initial state multiplied by 1 ± 1e-6, has moved by more than the tolerance (1e-4, relative).
+    of the initial state multiplied by 1 ± 1e-6, has moved by more than the tolerance by then.
 
     Raises:
       InputError: no such trial, or the experiment's file is gone or has changed.
@@ -337,24 +340,27 @@ def replay(study: Study | str | Path, trial: int, experiment: Experiment | None 
         (copy.step, study.space.lane_values(copy.params, traced), study.ledger.trial(copy.trial).seed) for copy in chain
     ]  # fmt: skip
 
-    def values(points: list[Point]) -> list[float]:
-        objective = experiment.objective
-        return [p.loss if task.has_loss else p.metrics[objective] for p in points]
+    def values(points: list[Point]) -> list[tuple[float, float]]:
+        measures = [p.metrics[experiment.objective] for p in points]
+        return [(p.loss if task.has_loss else m, m) for p, m in zip(points, measures, strict=True)]
 
     alone = values(trainer.train(stops, then=then))
-    nudged = [values(trainer.train(stops, nudge=NUDGE, draw=draw, then=then)) for draw in range(NUDGED_RUNS)]
-    recorded: list[Any] = [p.loss if task.has_loss else p.value for p in curve]
-    chaotic_from = None
-    largest, compared = 0.0, 0
-    for i, (stop, was, now) in enumerate(zip(stops, recorded, alone, strict=True)):
-        if any(_relative(now, moved[i]) > REPLAY_TOLERANCE for moved in nudged):
-            chaotic_from = stop
-            break
-        largest, compared = max(largest, _relative(was, now)), compared + 1
+    recorded: list[tuple[Any, Any]] = [(p.loss if task.has_loss else p.value, p.value) for p in curve]
+    apart = [max(map(_relative, was, now)) for was, now in zip(recorded, alone, strict=True)]
+    end = next((i for i, each in enumerate(apart) if each > REPLAY_TOLERANCE), len(stops))
+    chaotic = False
+    if end < len(stops):  # whether rounding may be why
+        until = stops[: end + 1]
+        nudged = [values(trainer.train(until, nudge=NUDGE, draw=draw, then=then)) for draw in range(NUDGED_RUNS)]
+        pairs = [pair for moved in nudged for pair in zip(alone, moved, strict=False)]
+        chaotic = any(max(map(_relative, now, other)) > REPLAY_TOLERANCE for now, other in pairs)
+    compared = end if chaotic else len(stops)
+    largest = max(apart[:compared], default=0.0)
     return Replay(
-        trial=trial, steps=stops, ledger=recorded, alone=alone, difference=largest,
-        chaotic_from=chaotic_from, compared=compared, agrees=largest <= REPLAY_TOLERANCE,
-        seconds=time.perf_counter() - started,
+        trial=trial, steps=stops, ledger=[was[0] for was in recorded], alone=[now[0] for now in alone],
+        objective=[was[1] for was in recorded], objective_alone=[now[1] for now in alone], difference=largest,
+        chaotic_from=stops[end] if chaotic else None, compared=compared,
+        agrees=compared > 0 and largest <= REPLAY_TOLERANCE, seconds=time.perf_counter() - started,
     )  # fmt: skip
 
 

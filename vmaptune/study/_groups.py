@@ -18,7 +18,7 @@ from vmaptune.engine.plan import Plan, default_plan, lanes_in_memory
 from vmaptune.engine.planner import planned, run_seconds, why
 from vmaptune.engine.program import Program, SharedArrays
 from vmaptune.errors import InputError
-from vmaptune.experiment import Experiment, Statics, described, raise_as_input_error, settings_text
+from vmaptune.experiment import Experiment, Statics, check_blocks, described, raise_as_input_error, settings_text
 from vmaptune.search.pbt import PBT
 from vmaptune.space import Space
 from vmaptune.store.ledger import GroupRow, Ledger
@@ -282,6 +282,10 @@ class Groups:
         except Exception as error:
             raise_as_input_error(error, self.file, dict(trials[0]))
             raise
+        space = self.experiment.space
+        assert isinstance(space, Space)
+        numbers = space.lane_values(trials[0], [name for name, d in space.items() if d.numeric])
+        check_blocks(self.experiment, self.task, {**trials[0], **numbers})
         steps = self.experiment.total_steps(trials[0])
         plan = self._recorded_plan(recorded) if recorded else None
         capacity = recorded.info.get("capacity") if recorded and plan else None

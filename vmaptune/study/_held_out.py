@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmaptune.engine.functions import LaneFunctions, unpack
-from vmaptune.experiment import Experiment, kind_for, lane_settings, metrics_on
+from vmaptune.experiment import Experiment, lane_settings, metrics_on
 
 
 def held_out_values(
@@ -28,7 +28,7 @@ def held_out_values(
     @jax.jit
     def measure(state: Any, arrays: Any, part: Any) -> Any:
         hp = lane_settings(experiment, {name: arrays.get(name, static.get(name)) for name in order})
-        return metrics_on(experiment, kind_for(experiment, hp), unpack(state, functions.key_kinds), hp, part, n)
+        return metrics_on(experiment, unpack(state, functions.key_kinds), hp, part, n)
 
     arrays = {n: jnp.asarray(v, functions.traced[n].dtype) for n, v in traced.items()}
     return [float(np.asarray(measure(s, arrays, part)[experiment.objective])) for s in states]

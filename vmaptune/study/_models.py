@@ -45,6 +45,11 @@ def rebuild(experiment: Experiment, trial: TrialRow, path: Path, static: Sequenc
                 f"{path}: the weights do not fit the experiment's model: {name} must have shape "
                 f"{shape.shape}, but {found}; use the experiment that the study ran"
             )
+        if array.dtype.name in ("float64", "complex128") and shape.dtype != array.dtype:
+            raise InputError(
+                f"{path}: the weights are {array.dtype.name}, but JAX keeps 32 bits here, so that {name} would be "
+                f'another one; turn 64 on before anything else: jax.config.update("jax_enable_x64", True)'
+            )
         leaves.append(jnp.asarray(array))
     state = unpack(jax.tree.unflatten(tree, leaves), kinds)
     if not is_model:
@@ -52,4 +57,4 @@ def rebuild(experiment: Experiment, trial: TrialRow, path: Path, static: Sequenc
     values = space.lane_values(trial.params, traced)
     arrays = {n: jnp.asarray(v, functions.traced[n].dtype) for n, v in values.items()}
     hp = lane_settings(experiment, {n: arrays.get(n, v) for n, v in trial.params.items()})
-    return bind_model(experiment, hp, state["params"], state["rest"])
+    return bind_model(experiment, hp, state)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vmaptune.experiment import Data
+from vmaptune.experiment import Data, model_arrays
 from vmaptune.search.confirm import Confirmed
 from vmaptune.search.zoom import Scored
 from vmaptune.store.files import inside
@@ -136,7 +136,7 @@ def save_models(training: Training, directory: Path, winner: Scored | None, conf
         name = "best" if of == winner.trial else f"trial-{of}"
         state = training.states[row.trial]
         is_model = training.experiment.task is None
-        kept = {part: state[part] for part in ("params", "rest")} if is_model else state
+        kept = model_arrays(state) if is_model else state
         save_weights(folder / f"{name}.weights", plain_tree(kept))
         saved[name] = row.trial
     return saved

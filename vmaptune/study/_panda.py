@@ -27,6 +27,7 @@ from vmaptune.experiment import (
     LoadedExperiment,
     find_statics,
     lane_arguments,
+    model_arrays,
     raise_as_input_error,
 )
 from vmaptune.search.sampler import trial_seed
@@ -279,7 +280,7 @@ class Panda:
             self.ledger.finish_round(0)
         if complete:
             packed = jax.tree.map(np.asarray, jax.device_get(self._state))
-            kept = packed if self.experiment.task is not None else {part: packed[part] for part in ("params", "rest")}
+            kept = packed if self.experiment.task is not None else model_arrays(packed)
             save_weights(inside(self.directory, "best") / "best.weights", plain_tree(kept))
         with self.ledger.transaction():
             self.ledger.set_meta("weights", {"best": self.trial} if complete else {})

@@ -176,13 +176,20 @@ def check_text(check: Any) -> str:
 
 def replay_text(replay: Any) -> str:
     """How far a trial trained alone is from the ledger."""
-    lines = ["  step      ledger       alone  difference"]
-    for step, was, now in zip(replay.steps, replay.ledger, replay.alone, strict=True):
-        off = abs(was - now) / max(abs(was), abs(now), 1e-12) if was is not None else float("nan")
-        lines.append(f"{step:6d}  {number(was, 6):>10}  {number(now, 6):>10}  {off:.1e}")
+    curves = [("loss", replay.ledger, replay.alone), ("objective", replay.objective, replay.objective_alone)]
+    if replay.ledger == replay.objective:  # a task without a loss
+        curves = curves[1:]
+    lines = ["  step" + "".join(f"  {name:>10}       alone  difference" for name, _, _ in curves)]
+    for i, step in enumerate(replay.steps):
+        line = f"{step:6d}"
+        for _, ledger, alone in curves:
+            was, now = ledger[i], alone[i]
+            off = abs(was - now) / max(abs(was), abs(now), 1e-12) if was is not None else float("nan")
+            line += f"  {number(was, 6):>10}  {number(now, 6):>10}  {off:10.1e}"
+        lines.append(line)
     chaos = (
-        f"step {replay.chaotic_from}, from where training is chaotic: a change of one part in a million of the "
-        f"initial state has grown past the tolerance"
+        f"step {replay.chaotic_from}, where it differs and training is chaotic: a change of one part in a million of "
+        f"the initial state has grown past the tolerance"
     )
     if not replay.compared:
         lines.append(f"trial {replay.trial} trained alone cannot be compared: its first segment ends at {chaos}")
