@@ -51,12 +51,14 @@ class Checked:
       largest: the largest difference, relative to a change or a value.
       where: what differs the most, "" where all is equal.
       lanes: how many lanes were compared.
+      failure: why there is no such program, "" where there is one.
     """
 
     equal: bool
     largest: float = 0.0
     where: str = ""
     lanes: int = 0
+    failure: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -46,7 +46,7 @@ class Group:
     _begun: Program | None = None  # lowered; its compilation may be under way
     _program: Program | None = None
     evaluate_seconds: float | None = None  # of one call; timed when nothing else computes
-    checked: dict[str, Any] | None = None  # what a comparison with the model as it is written found
+    checked: Checked | None = None  # what a comparison with the model as it is written found
     _trials: Sequence[Mapping[str, Any]] = ()  # some of those that it was met with
 
     @property
@@ -58,11 +58,10 @@ class Group:
 
 @dataclass
 class Built:
-    """A group's program, what a check of it found, if there was one, and why it is the plain one, if it is."""
+    """A group's program, and what a check of it found, if there was one."""
 
     program: Program
     checked: Checked | None = None
-    failure: Exception | None = None
 
 
 class Groups:
@@ -153,9 +152,8 @@ class Groups:
             return False
         built = self._compiling.pop(group.number).result()
         group._program, group.functions = built.program, built.program.functions
-        if built.checked is not None:
-            group.checked = built.checked.to_json()
-        self._say(group, built.failure)
+        group.checked = built.checked or group.checked
+        self._say(group)
         self.counts.compilations += 1
         self._write(group)
         return True
@@ -202,16 +200,15 @@ class Groups:
         self.ledger.add_group(
             group.number, dict(group.static), group.plan.to_json(), program.compile_seconds if program else None,
             {"why": group.why, "memory_bytes": program.memory_bytes if program else 0, "capacity": group.capacity,
-             "convolutions": dict(self.experiment.convolutions.chosen), "checked": group.checked,
-             **asdict(group.functions.costs())},
+             "convolutions": dict(self.experiment.convolutions.chosen),
+             "checked": group.checked.to_json() if group.checked else None, **asdict(group.functions.costs())},
         )  # fmt: skip
 
-    def _say(self, group: Group, failure: Exception | None) -> None:
+    def _say(self, group: Group) -> None:
         """Tells the person of a group that is trained as written without having been asked for."""
-        why = failure or group.functions.failure or Checked(**group.checked or {"equal": True})
-        if isinstance(why, Exception) or not why.equal:
+        if group.checked is not None and not group.checked.equal:
             of = settings_text(dict(group.static))
-            self.counts.warn(f"group {group.number}{f' ({of})' if of else ''}: {given_up(why)}")
+            self.counts.warn(f"group {group.number}{f' ({of})' if of else ''}: {given_up(group.checked)}")
 
     def close(self) -> None:
         """Nothing more is compiled."""
@@ -222,27 +219,20 @@ class Groups:
         compared before."""
         try:
             group._begun = self._lowered(group)
+            known = None if group.functions.plain else self._memory.found(group._begun)
         except Exception as error:
-            self._give_up(group, error)
-        if group.functions.plain or group.checked is not None:
+            if group.functions.plain:
+                raise
+            known = failed(error)
+        if group.functions.plain:
             return None
-        assert group._begun is not None
-        known = self._memory.found(group._begun)
         if known is None:
             return AsWritten(self._functions(group.static, plain=True), group.steps)
-        group.checked = known.to_json()
+        group.checked = known
         if not known.equal:
-            self._give_up(group, None)
+            group.functions = self._functions(group.static, plain=True)
+            group._begun = self._lowered(group)
         return None
-
-    def _give_up(self, group: Group, error: Exception | None) -> None:
-        """A group's functions as they were written, in the place of ones that XLA does not take or that are wrong."""
-        if group.functions.plain:
-            assert error is not None
-            raise error
-        group.functions = self._functions(group.static, plain=True)
-        group.functions.failure = error
-        group._begun = self._lowered(group)
 
     def _lowered(self, group: Group) -> Program:
         """A group's program, still to be compiled unless that was done when the structure was chosen."""
@@ -264,7 +254,7 @@ class Groups:
             values = [self.lane_values(params) for params in group._trials]
             found = check(program, plain, values, range(len(values)))
         except Exception as error:
-            return Built(self._program(group, plain.functions), failure=error)
+            return Built(self._program(group, plain.functions), failed(error))
         self._memory.keep(program, found)
         return Built(program if found.equal else self._program(group, plain.functions), found)
 
@@ -275,10 +265,10 @@ class Groups:
     def _trace(self, static: tuple, trials: Sequence[Mapping[str, Any]]) -> Group:
         built = self._built.get((self.statics.static, static))
         recorded = self._recorded.get(static)
-        checked = recorded.info.get("checked") if recorded else None
-        plain = checked is not None and not checked["equal"]
+        found = recorded.info.get("checked") if recorded else None
+        checked = Checked(**found) if found and not found["equal"] else None  # elsewhere, what was equal may not be
         try:
-            functions = built[0] if built else self._functions(static, plain=plain)
+            functions = built[0] if built else self._functions(static, plain=checked is not None)
         except Exception as error:
             raise_as_input_error(error, self.file, dict(trials[0]))
             raise
@@ -301,7 +291,7 @@ class Groups:
         capacity = capacity or lanes_in_memory(costs.state_bytes, plan)
         group = Group(
             number, static, functions, steps, plan, reason, capacity, run_seconds(costs, 1, plan.devices),
-            checked=checked, _trials=trials[: plan.width],
+            checked=failed(functions.failure) if functions.failure else checked, _trials=trials[: plan.width],
         )  # fmt: skip
         self._groups[static] = group
         return group
@@ -353,11 +343,16 @@ class Groups:
         return plan
 
 
-def given_up(why: Checked | Exception) -> str:
+def failed(error: Exception) -> Checked:
+    """What a check says of functions that could not be rewritten, compiled or compared."""
+    return Checked(False, failure=described(error))
+
+
+def given_up(found: Checked) -> str:
     """What a person is told of a model that is trained as written without having been asked for."""
-    reason = described(why) if isinstance(why, Exception) else (
-        f"it gives other numbers than plain JAX at {why.where} (by {why.largest:.2g} of its size)"
-    )  # fmt: skip
+    reason = found.failure or (
+        f"it gives other numbers than plain JAX at {found.where} (by {found.largest:.2g} of its size)"
+    )
     return (
         f"trained as written, which is slower, because its faster form was given up: {reason}. Please report the "
         f"model, so that this can be mended"

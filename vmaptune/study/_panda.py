@@ -36,7 +36,7 @@ from vmaptune.store.files import inside
 from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.weights import save_weights
-from vmaptune.study._groups import given_up
+from vmaptune.study._groups import failed, given_up
 from vmaptune.study._options import Options, default_directory
 from vmaptune.study._outcome import plain_tree
 from vmaptune.study._study import Study, load
@@ -145,15 +145,14 @@ class Panda:
         alone = Alone(functions, self._filled, self.seed)
         self.checked: Checked | None = None
         if functions.plain:
-            return alone, given_up(functions.failure) if functions.failure else None
+            self.checked = failed(functions.failure) if functions.failure else None
+            return alone, given_up(self.checked) if self.checked else None
         plain = self._functions(task, plain=True)
         try:
             self.checked = check_alone(alone, AsWritten(plain, self.steps), self._filled, self.seed)
         except Exception as error:
-            return Alone(plain, self._filled, self.seed), given_up(error)
-        if self.checked.equal:
-            return alone, None
-        return Alone(plain, self._filled, self.seed), given_up(self.checked)
+            self.checked = failed(error)
+        return (alone, None) if self.checked.equal else (Alone(plain, self._filled, self.seed), given_up(self.checked))
 
     def begin(self) -> None:
         """Makes the study's directory; until then nothing is written.
