@@ -46,7 +46,8 @@ BY_NUMBER = {
     "tan", "tanh", "xor", "zeta",
 }  # fmt: skip
 REDUCING = {
-    "argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum", "reduce_xor",
+    "argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum",
+    "reduce_xor",
 }  # fmt: skip
 RANDOM = {"random_bits", "bitcast_convert_type"}  # what random numbers are made by, from bits
 INLINED = ALIKE - {"remat2"}
