@@ -95,12 +95,10 @@ def _why(kind: str) -> str:
 
 
 def _way_out(kind: str) -> str:
-    extra = kind
+    extra = "tpu" if kind == "tpu" else "cuda12"
     if kind == "gpu":
-        extras = sorted(
-            e for e in metadata.metadata("jax").get_all("Provides-Extra") or [] if re.fullmatch(r"cuda\d+", e)
-        )
+        offered = [e for e in metadata.metadata("jax").get_all("Provides-Extra") or [] if re.fullmatch(r"cuda\d+", e)]
         plugin = _plugin(kind)
-        own = f"cuda{re.findall(r'[0-9]+', plugin[0])[0]}" if plugin else None
-        extra = own if own in extras or not extras else extras[0]
-    return f'pip install -U "jax[{extra or "cuda12"}]"'
+        own = [e for e in offered if plugin and plugin[0] == f"jax-{e}-plugin"]
+        extra = min(own or offered, default=extra)
+    return f'pip install -U "jax[{extra}]"'
