@@ -102,26 +102,26 @@ MODELS = {
     "GRU": (lambda hp, rngs: Recurrent(rngs), SERIES),
     "attention": (lambda hp, rngs: Attention(rngs), SERIES),
 }  # fmt: skip
-DENSE = {"bits": 1, "held transposed": 9, "pick": 2, "product_of_rows": 1, "quotient": 12, "rows in columns": 1}
+DENSE = {"bits": 1, "held transposed": 9, "pick": 2, "product_of_rows": 1, "quotient": 1, "rows in columns": 1}
 EXPECTED: dict[str, dict[str, int]] = {
     **dict.fromkeys(
         ["tanh", "relu", "gelu", "silu", "sigmoid", "softplus", "elu", "sine", "arctangent", "log cosh"], DENSE
     ),
-    "layer norm": DENSE | {"quotient": 20},
-    "dropout": DENSE | {"quotient": 14},
-    "linen": {"held transposed": 6, "pick": 2, "product_of_rows": 1, "quotient": 8, "rows in columns": 1},
-    "few channels": {"bits": 1, "pick": 4, "product_of_rows": 1, "quotient": 8, "rows in columns": 2},
+    "layer norm": DENSE | {"quotient": 1},
+    "dropout": DENSE | {"quotient": 1},
+    "linen": {"held transposed": 6, "pick": 2, "product_of_rows": 1, "quotient": 1, "rows in columns": 1},
+    "few channels": {"bits": 1, "pick": 4, "product_of_rows": 1, "quotient": 1, "rows in columns": 2},
     "many channels": {
         "bits": 1,
         "convolution_im2col": 2,
         "max_pool": 2,
         "pick": 4,
         "product_of_rows": 1,
-        "quotient": 8,
+        "quotient": 1,
         "rows in columns": 2,
     },
-    "GRU": {"bits": 1, "pick": 4, "product_of_rows": 6, "quotient": 10, "rows in columns": 2, "sums_after_loop": 1},
-    "attention": {"bits": 1, "pick": 4, "product_of_rows": 1, "quotient": 34, "rows in columns": 2},
+    "GRU": {"bits": 1, "pick": 4, "product_of_rows": 6, "quotient": 1, "rows in columns": 2, "sums_after_loop": 1},
+    "attention": {"bits": 1, "pick": 4, "product_of_rows": 1, "quotient": 1, "rows in columns": 2},
 }
 
 
@@ -131,7 +131,7 @@ def loss(model, batch):
 
 
 def active(name: str) -> dict[str, int]:
-    """How many equations of a model's training step are exchanged, by rewrite."""
+    """How many equations of a training step are exchanged, by rewrite; of some, only whether there are any."""
     model, shape = MODELS[name]
     data = vt.Data(train=(normal(0, 96, *shape), jnp.arange(96) % CLASSES),
                    valid=(normal(1, 32, *shape), jnp.arange(32) % CLASSES))  # fmt: skip
@@ -142,7 +142,9 @@ def active(name: str) -> dict[str, int]:
     )  # fmt: skip
     step = LaneFunctions(experiment.build(), {}, {"rate": jax.ShapeDtypeStruct((), jnp.float32)}).step
     found = Counter(_names(step.fitted))
-    found["held transposed"], found["bits"] = sum(step.columns), min(found["bits"], 1)
+    found["held transposed"] = sum(step.columns)
+    for many in ("bits", "quotient"):  # how many is a matter of the model's own code
+        found[many] = min(found[many], 1)
     return {name: count for name, count in sorted(found.items()) if count}
 
 
