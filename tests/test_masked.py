@@ -242,7 +242,7 @@ def test_linen_layers_equal_flax_own(width):
         assert ours.keys() == flax_own.keys()
         for path in ours:
             inside, outside = narrow_part(ours[path], flax_own[path])
-            np.testing.assert_allclose(inside, flax_own[path], rtol=1e-5, atol=2e-6)
+            np.testing.assert_allclose(inside, flax_own[path], rtol=1e-5, atol=5e-6)  # 3.2e-6 with JAX 0.7
             assert not (padding_is_zero and outside.any()), path
 
 

@@ -13,6 +13,7 @@ from jax import lax
 from rewritten import fitted, normal
 
 from vmaptune.rewrite import fit_for_cpu
+from vmaptune.rewrite._recurrent import _counts
 
 NAME = "sums_after_loop"
 
@@ -62,7 +63,7 @@ def test_flax_cells_carry_no_gradient_of_weights_through_time(cell):
         return jnp.sum(nnx.merge(graph, params, rest)(x, initial_carry=start) ** 2)
 
     call, jaxpr = fitted(jax.grad(loss), params, compiled_products=True)
-    carried = [v.aval.shape for eqn in scans(jaxpr) for v in eqn.outvars[: eqn.params["num_carry"]]]
+    carried = [v.aval.shape for eqn in scans(jaxpr) for v in eqn.outvars[: _counts(eqn)[1]]]
     assert carried
     assert all(4 in shape for shape in carried), carried  # states of four examples, no weights
     got, expected = (jax.tree.leaves(f(params)) for f in (jax.jit(call), jax.jit(jax.grad(loss))))

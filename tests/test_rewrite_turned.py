@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rewritten import normal
 
+from vmaptune.engine import functions
 from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.lanes import Job, Lanes, Paused
 from vmaptune.engine.plan import Plan
@@ -84,8 +85,9 @@ def plain_loop(units, examples, seed, rate, steps):
 
 
 def program_of(task, lanes=4, tiles=1, every=5):
-    functions = LaneFunctions(task, {}, TRACED)
-    return Program(functions, TRACED, Plan(devices=2, lanes=lanes, tiles=tiles, every=every), uneven=False)
+    return Program(
+        LaneFunctions(task, {}, TRACED), TRACED, Plan(devices=2, lanes=lanes, tiles=tiles, every=every), uneven=False
+    )
 
 
 def train(program, jobs):
@@ -105,9 +107,9 @@ def job(trial, rate=0.01, steps=10):
 
 def columns_of(task) -> list[tuple[int, ...]]:
     """The shapes of the state's arrays that are held transposed."""
-    functions = LaneFunctions(task, {}, TRACED)
-    leaves = jax.tree.leaves(functions.state)
-    return [leaf.shape for leaf, turned in zip(leaves, functions.step.columns, strict=True) if turned]
+    lane = LaneFunctions(task, {}, TRACED)
+    leaves = jax.tree.leaves(lane.state)
+    return [leaf.shape for leaf, turned in zip(leaves, lane.step.columns, strict=True) if turned]
 
 
 @pytest.mark.parametrize(("units", "examples"), [((8,), 32), ((20, 10), 32), ((7, 9), 16), ((3,), 8), ((40,), 48)])
@@ -124,12 +126,18 @@ def test_a_turned_step_follows_a_plain_optax_loop(units, examples, one_batch):
             np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("is_turned", [True, False])
 @pytest.mark.parametrize("lanes", [2, 3, 5])
-def test_a_trial_has_the_same_bits_in_tiles_of_any_two_lanes_and_more(lanes):
-    """Ten and twenty units: the last rows of a product lie elsewhere in each lane of a tile."""
+def test_a_trial_has_the_same_bits_in_any_lane_of_a_tile_turned_or_not(lanes, is_turned, monkeypatch):
+    """Ten and twenty units: the last rows of a product lie elsewhere in each lane of a tile. Within one plan, that is:
+    XLA may compile tiles of two and of four lanes differently, and JAX 0.12's does."""
+    if not is_turned:
+        monkeypatch.setattr(functions, "what_to_turn", lambda *_: NOTHING)
     task = task_of((20, 10), 32)
-    expected_points, expected, _ = train(program_of(task, lanes=4), [job(3)])
-    points, states, _ = train(program_of(task, lanes=lanes, tiles=2), [job(k) for k in range(4 * lanes)])
+    assert bool(columns_of(task)) == is_turned
+    program = program_of(task, lanes=lanes, tiles=2)
+    expected_points, expected, _ = train(program, [job(3)])
+    points, states, _ = train(program, [job(k) for k in reversed(range(4 * lanes))])
     assert [p.loss for p in points[3]] == [p.loss for p in expected_points[3]]
     for a, b in zip(jax.tree.leaves(states[3]), jax.tree.leaves(expected[3]), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()

@@ -52,7 +52,7 @@ class Transformer(nnx.Module):
     def __init__(self, rngs):
         self.letters = nnx.Embed(VOCABULARY, WIDTH, rngs=rngs)
         self.positions = nnx.Embed(CONTEXT, WIDTH, rngs=rngs)
-        self.blocks = nnx.List([Block(rngs) for _ in range(LAYERS)])
+        self.blocks = getattr(nnx, "List", list)([Block(rngs) for _ in range(LAYERS)])
         self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
         self.head = nnx.Linear(WIDTH, VOCABULARY, rngs=rngs)
 

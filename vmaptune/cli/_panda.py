@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,7 +95,9 @@ def _panda(args: argparse.Namespace) -> int:
     adjustments = parse_adjustments(args.adjust)
     if args.out is not None and not args.out.strip():
         raise InputError("--out must name a directory, but got an empty name; leave it out for runs/<experiment>-panda")
-    prepare_devices()
+    note = prepare_devices()
+    if note:
+        print(f"note: {note}", file=sys.stderr)
     source = load_experiment(args.experiment)
     model = panda(
         source, params=params, origin=args.origin, steps=args.steps, seed=args.seed, out=args.out,

@@ -43,7 +43,10 @@ def end(code: int) -> NoReturn:
         raise SystemExit(code) from None  # Python says what could not be written
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         raise SystemExit(code)
-    atexit._run_exitfuncs()
+    try:
+        atexit._run_exitfuncs()
+    except AttributeError:  # another Python has no such function: it does it itself, and takes its time
+        raise SystemExit(code) from None
     with suppress(OSError, ValueError):
         _flush()
     os._exit(code)

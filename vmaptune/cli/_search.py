@@ -180,7 +180,9 @@ def _trained(args: argparse.Namespace, train: Callable[[Any], Any]) -> int:
     from vmaptune.view.live import live
     from vmaptune.view.summary import summary
 
-    prepare_devices()
+    note = prepare_devices()
+    if note and (args.quiet or not args.json):  # else the view says it
+        print(f"note: {note}", file=sys.stderr)
     view = None if args.quiet else live(sys.stderr, notes=args.json)
     try:
         study = train(view)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vmaptune.engine.accelerators import unused_accelerator
 from vmaptune.engine.compiling import ask_for_compiled_products, products_are_compiled, vector_bits
 from vmaptune.engine.processor import cpu_cores, processor_name
 
@@ -68,10 +69,17 @@ def prepare_devices() -> str | None:
     Turns on the persistent cache of compiled programs as well.
 
     Returns:
-      None, or a note to show the person when JAX had started already and lanes therefore share one device.
+      None, or a note to show the person: an accelerator is there that JAX doesn't use, or JAX had started already and
+      lanes therefore share one device.
     """
     keep_compiled_programs()
     ask_for_compiled_products()
+    shared = _a_device_per_core()
+    return unused_accelerator() or shared
+
+
+def _a_device_per_core() -> str | None:
+    """Asks for it; None, or a note that JAX had started already."""
     cores = cpu_cores()
     if cores == 1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return None

@@ -11,6 +11,8 @@ from flax import nnx
 
 from vmaptune.nn._sizes import Held, Size
 
+LIST: Any = getattr(nnx, "List", list)  # before Flax 0.12 a module takes a plain list
+
 
 class Blocks(nnx.Module):
     """`depth` blocks in a row, each from the shape of its input to the same shape.
@@ -47,7 +49,7 @@ class Blocks(nnx.Module):
                 there = i < count.value
                 params = nnx.state(block, nnx.Param)
                 nnx.update(block, jax.tree.map(lambda p, there=there: jnp.where(there, p, jnp.zeros_like(p)), params))
-        self.blocks = nnx.List(blocks)
+        self.blocks = LIST(blocks)
 
     def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         depth, between = self.depth.value, self.between.value

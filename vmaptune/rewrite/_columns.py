@@ -27,7 +27,7 @@ from vmaptune.rewrite._walk import inner_jaxprs, with_inner
 VECTOR, FEW = 8, 16  # entries, as many as a vector holds
 OF_ROWS = {"reduce_max", "reduce_min", "argmax", "argmin"}  # where a softmax or a choice begins
 CONSTRAINT = "layout_constraint"
-ALIKE = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call"}  # as inlined
+ALIKE = {"jit", "closed_call", "remat2", "custom_jvp_call"}  # as inlined
 
 
 def short_rows_in_columns(jaxpr: Any) -> Any:

@@ -30,7 +30,7 @@ from vmaptune.rewrite._turned import REDUCING
 from vmaptune.rewrite._walk import Exchange, alone, results_of
 
 BY_NUMBER = _BY_NUMBER - {"layout_constraint"}  # of which the parameter is a layout of all axes
-INLINED = {"jit", "pjit", "closed_call"}
+INLINED = {"jit", "closed_call"}
 RULES = 3  # that may lie in each other
 
 Computes = Callable[[Any], Callable[..., Any] | None]

@@ -63,7 +63,7 @@ def _with_sums_after(eqn: Any) -> Any:
 def _sums(eqn: Any) -> tuple[Sum, ...]:
     """The sums of a scan's body that may wait until its end: products, and sums of what these need anyway."""
     body, length = eqn.params["jaxpr"].jaxpr, eqn.params["length"]
-    consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carried = _counts(eqn)
     uses = Counter(v for e in body.eqns for v in e.invars if isinstance(v, core.Var))
     uses.update(v for v in body.outvars if isinstance(v, core.Var))
     makers = {v: e for e in body.eqns for v in e.outvars}
@@ -88,6 +88,21 @@ def _sums(eqn: Any) -> tuple[Sum, ...]:
     return (*products, *(s for s in sums if s.source.invars[0].aval.dtype == jnp.float32))
 
 
+def _counts(eqn: Any) -> tuple[int, int]:
+    """How many of a scan's operands are the same in every step, and how many are carried from step to step.
+
+    Its parameters say so in another way from version to version of JAX; what it takes apart by steps, or puts together,
+    has one axis more outside than inside, in all of them.
+    """
+    body = eqn.params["jaxpr"].jaxpr
+
+    def by_steps(outside: Any, inside: Any) -> int:
+        return sum(a.aval.ndim > b.aval.ndim for a, b in zip(outside, inside, strict=True))
+
+    carried = len(eqn.outvars) - by_steps(eqn.outvars, body.outvars)
+    return len(eqn.invars) - by_steps(eqn.invars, body.invars) - carried, carried
+
+
 def _is_worth_waiting_for(eqn: Any, fixed: set[Any], length: int) -> bool:
     """Whether an equation is a product of what differs from step to step and is small beside the sum."""
     shape = product_shape(eqn)
@@ -103,9 +118,10 @@ def _is_worth_waiting_for(eqn: Any, fixed: set[Any], length: int) -> bool:
 def _loop_and_sums(eqn: Any, sums: Sequence[Sum], *operands: jax.Array) -> list[jax.Array]:
     """The results of a scan, with some of the sums that it carries computed after it."""
     p, closed = eqn.params, eqn.params["jaxpr"]
-    consts, end = p["num_consts"], p["num_consts"] + p["num_carry"]
+    consts, states = _counts(eqn)
+    end = consts + states
     waiting = {s.carry for s in sums}
-    carried = [place for place in range(p["num_carry"]) if place not in waiting]
+    carried = [place for place in range(states) if place not in waiting]
     xs = dict(zip(closed.jaxpr.invars[end:], operands[end:], strict=True))
     needed = dict.fromkeys(v for s in sums for v in s.source.invars)
     kept = [v for v in needed if v not in xs]
@@ -114,7 +130,7 @@ def _loop_and_sums(eqn: Any, sums: Sequence[Sum], *operands: jax.Array) -> list[
     body = closed.jaxpr.replace(
         eqns=[e for e in closed.jaxpr.eqns if id(e) not in dropped],
         invars=[v for i, v in enumerate(closed.jaxpr.invars) if i - consts not in waiting],
-        outvars=[*(outvars[place] for place in carried), *outvars[p["num_carry"] :], *kept],
+        outvars=[*(outvars[place] for place in carried), *outvars[states:], *kept],
     )
 
     def step(carry: Any, x: Any) -> Any:
@@ -130,7 +146,7 @@ def _loop_and_sums(eqn: Any, sums: Sequence[Sum], *operands: jax.Array) -> list[
         for move in s.moves:
             value = move.primitive.bind(value, **move.params)
         results[s.carry] = operands[consts + s.carry] + value
-    return [*(results[place] for place in range(p["num_carry"])), *ys[: len(ys) - len(kept)]]
+    return [*(results[place] for place in range(states)), *ys[: len(ys) - len(kept)]]
 
 
 def _over_time(eqn: Any, stacked: Sequence[jax.Array]) -> jax.Array:

@@ -20,8 +20,7 @@ except ImportError:  # pragma: no cover - where a future JAX keeps it elsewhere,
 # Primitives whose jaxprs are what they compute, so that one may be exchanged for an equal one. A custom derivative's
 # rule lies in other parameters, and stays.
 CALLS = {
-    "jit", "pjit", "core_call", "call", "closed_call", "core_closed_call", "scan", "while", "cond",
-    "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
+    "jit", "call", "closed_call", "scan", "while", "cond", "remat2", "custom_jvp_call", "custom_vjp_call",
 }  # fmt: skip
 
 KEPT = 1024  # traced implementations; those of long gone models are let go

@@ -53,6 +53,8 @@ def resume(
     started = _minutes.clock()
     listener = heard(listener)
     note = prepare_devices()
+    if note:
+        listener.note(note)
     check_save_every(save_every)
     directory = Path(directory)
     ledger = open_unfinished(directory, insist=True)
@@ -140,6 +142,8 @@ def retest(
     """
     listener = heard(listener)
     note = prepare_devices()
+    if note:
+        listener.note(note)
     check_save_every(save_every)
     directory = Path(directory)
     plan, meta = plan_retest(directory, top, repeats, trials)

@@ -132,6 +132,8 @@ def run(
     started = _minutes.clock() if started is None else started
     listener = heard(listener)
     note = prepare_devices()
+    if note:
+        listener.note(note)
     source, experiment = resolve_experiment(experiment)
     if changes:
         experiment = experiment.with_changes(space=changed_space(experiment.space, changes))
@@ -147,8 +149,6 @@ def run(
         "as_written": as_written or None,
     }  # fmt: skip
     options = options_for(experiment, **given)
-    if note:
-        listener.note(note)
     warnings = [note] if note else []
     ledger = open_unfinished(directory, insist=resume)
     if ledger is not None and ledger.rounds():
@@ -205,6 +205,7 @@ class Check:
     compile_seconds: float
     minutes: float | None = None  # that a run would be given; then `options` has the trials that would fit
     seconds_per_trial: float | None = None  # by a timing of the first group, the others by their operations
+    note: str | None = None  # what the person should know of the devices
 
 
 def check(
@@ -226,7 +227,7 @@ def check(
       InputError: a mistake in the experiment or in an argument.
     """
     started = _minutes.clock() if started is None else started
-    prepare_devices()
+    note = prepare_devices()
     source, experiment = resolve_experiment(experiment)
     if changes:
         experiment = experiment.with_changes(space=changed_space(experiment.space, changes))
@@ -274,7 +275,7 @@ def check(
         space=space, samples=samples[:5], static=statics.static, traced=statics.traced, options=options,
         groups=[(dict(key), count) for key, count in groups.items()], plan=chosen, why=why(found), costs=costs,
         memory_bytes=program.memory_bytes, compile_seconds=program.compile_seconds,
-        minutes=minutes, seconds_per_trial=each,
+        minutes=minutes, seconds_per_trial=each, note=note,
     )  # fmt: skip
 
 

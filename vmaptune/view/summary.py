@@ -137,7 +137,8 @@ def best_lines(result: Mapping[str, Any]) -> list[str]:
 def check_text(check: Any) -> str:
     """What `check` found."""
     budget = check.options.budget()
-    lines = [f"{check.name}: nothing was trained", "", "space"]
+    lines = [f"note: {check.note}", ""] if check.note else []
+    lines += [f"{check.name}: nothing was trained", "", "space"]
     width = max(len(name) for name in check.space)
     for name, distribution in check.space.items():
         kind = "static" if name in check.static else "traced"
