@@ -171,10 +171,10 @@ class NumpyFeatures(nnx.Module):
 REFUSED = {
     "drawn with NumPy": (lambda hp, rngs: NumpyFeatures(rngs, np.random), "the same numbers each time"),
     "initial weights of NumPy": (
-        lambda hp: Head(jnp.asarray(np.random.normal(size=3), jnp.float32)), "np.random.default_rng",
+        lambda hp, rngs: Head(jnp.asarray(np.random.normal(size=3), jnp.float32)), "np.random.default_rng",
     ),
     "linen, drawn with NumPy": (
-        lambda hp: LinenFeatures(np.random.normal(size=(3, 8)).astype(np.float32)), "the same numbers",
+        lambda hp, rngs: LinenFeatures(np.random.normal(size=(3, 8)).astype(np.float32)), "the same numbers",
     ),
     "a plain array that changes": (lambda hp, rngs: Counting(rngs), "must be an nnx.Variable, but the attribute calls"),
 }  # fmt: skip
@@ -219,7 +219,9 @@ def test_running_averages_start_where_flax_starts_them():
     def twice(model, batch):
         return ((model(batch[0]) - model(batch[0] + 1.0)) ** 2).mean()
 
-    one = experiment(lambda hp: Normed(), loss=twice, metrics=lambda m, b: {"loss": (m(b[0], train=False) ** 2).mean()})
+    one = experiment(
+        lambda hp, rngs: Normed(), loss=twice, metrics=lambda m, b: {"loss": (m(b[0], train=False) ** 2).mean()}
+    )
     state = one.build().init(hp(), jax.random.key(0))
     mean = state["rest"]["batch_stats"]["BatchNorm_0"]["mean"]
     np.testing.assert_array_equal(mean, np.zeros(3))

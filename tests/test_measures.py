@@ -12,10 +12,13 @@ import pytest
 
 import vmaptune as vt
 from vmaptune.engine import tiles
+from vmaptune.engine.alone import Alone
+from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.tiles import at_once
 from vmaptune.errors import InputError
 from vmaptune.experiment import _measures, find_statics
 from vmaptune.rewrite import bytes_at_once
+from vmaptune.study._held_out import held_out_values
 
 random = np.random.default_rng(0)
 X = random.normal(size=(6000, 4)).astype(np.float32)
@@ -128,9 +131,20 @@ def test_metrics_that_are_no_means_are_those_of_the_whole_part(study):
     assert expected["r2"] > 0.3
     for name, value in trial.metrics.items():
         assert value == pytest.approx(expected[name], rel=1e-4), name
-    assert len([t for t in study.trials() if t.of is not None]) == 1  # the only one on the test part
-    expected = by_hand(study.best_model(scaling(predicted)), (scaled(DATA.test[0]), DATA.test[1]))
-    assert study.best["test_value"] == pytest.approx(expected["r2"], rel=1e-4)
+
+
+def test_the_test_part_is_measured_so_too(study):
+    """The members' own values on it, by what the ensemble was chosen from, and the winner's."""
+    one = scaling(predicted)
+    data, arrays = one.loaded_data(), {"rate": jax.ShapeDtypeStruct((), jnp.float32)}
+    functions = LaneFunctions(one.build(), {}, arrays)
+    params = study.ledger.trial(study.best["trial"]).params
+    trained = Alone(functions, params, study.best_trial.seed)
+    state, _, _ = trained.segment(trained.start(), 0, 60, trained.settings)
+    (value,) = held_out_values(one, functions, {}, params, [state])
+    expected = by_hand(study.best_model(one), (scaled(data.test[0]), data.test[1]))["r2"]
+    assert value == pytest.approx(expected, rel=1e-4)
+    assert study.result["ensemble"]["single_test_value"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_ensemble_is_measured_on_what_the_models_were_measured_on(study, tmp_path):
