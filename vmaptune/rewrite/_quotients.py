@@ -14,11 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
 from jax.extend import core
 
 from vmaptune.rewrite._walk import call_instead
-
 
 SMALLEST, LARGEST = 2.0**-126, 2.0**126  # of divisors whose reciprocals are neither infinite nor subnormal
 

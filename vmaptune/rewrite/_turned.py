@@ -27,7 +27,14 @@ from jax import lax
 from jax.extend import core
 
 from vmaptune.rewrite._columns import ALIKE
-from vmaptune.rewrite._products import VECTOR, ProductShape, columns_of_zeros, product_shape, with_zeros, zeros_contracted
+from vmaptune.rewrite._products import (
+    VECTOR,
+    ProductShape,
+    columns_of_zeros,
+    product_shape,
+    with_zeros,
+    zeros_contracted,
+)
 from vmaptune.rewrite._reductions import product_with_ones
 from vmaptune.rewrite._walk import alone, inner_jaxprs, results_of
 
