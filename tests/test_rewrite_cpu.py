@@ -13,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rewritten import fitted, normal
 
+from vmaptune.rewrite import products_are_short
+from vmaptune.rewrite._walk import _jitted
+
 SIZES = st.integers(1, 5)
 
 
@@ -26,7 +29,8 @@ def test_a_product_that_contracts_rows_is_the_same_for_any_shape(K, M, N, lanes)
         return jax.lax.dot_general(a, b, ((range(len(K)), range(len(K))), ((), ())))
 
     call, jaxpr = fitted(product, a[0], b[0])
-    assert "product_of_rows" in str(jaxpr)
+    tiny = np.prod(K) <= 3 or max(np.prod(M), np.prod(N)) <= 3  # which XLA writes as a plain loop
+    assert ("product_of_rows" in str(jaxpr)) == (not tiny)
     expected = np.einsum("lkm,lkn->lmn", *(np.asarray(x, np.float64).reshape(lanes, np.prod(K), -1) for x in (a, b)))
     got = jax.vmap(call)(a, b)
     assert got.shape == (lanes, *M, *N)
@@ -148,6 +152,34 @@ def test_a_quotient_by_one_number_is_right_to_two_units_in_the_last_place(values
     np.testing.assert_allclose(call(array, number), exact, rtol=2.5e-7, atol=1e-37)
 
 
+ANY = st.floats(width=32) | st.sampled_from([0.0, -0.0, 1e-39, -1e-45, 2.0**-126, 2.0**126, 3e38, -3.4e38, np.inf])
+
+
+@given(st.lists(ANY, min_size=1, max_size=5), ANY)
+@settings(max_examples=200, deadline=None)
+def test_a_quotient_by_any_number_is_xla_s_to_rounding(values, divisor):
+    """By zero, infinity, NaN, and numbers whose reciprocals overflow or vanish; as XLA has it for subnormal ones."""
+    array, number = jnp.asarray(values, jnp.float32), jnp.float32(divisor)
+    got, plain = np.asarray(quotient(array, number)), np.asarray(plain_quotient(array, number))
+    for what in (np.isnan, np.isposinf, np.isneginf):
+        near = np.abs(plain) > 3.4e38  # a last bit from infinity, either is right
+        np.testing.assert_array_equal(what(got) | near, what(plain) | near)
+    fine = np.isfinite(got) & np.isfinite(plain)
+    np.testing.assert_allclose(got[fine], plain[fine], rtol=2.5e-7, atol=1.2e-38)
+    np.testing.assert_array_equal(np.signbit(got[fine]), np.signbit(plain[fine]))
+
+
+quotient, plain_quotient = jax.jit(fitted(lambda a, n: a / n, normal(0, 3), jnp.float32(2))[0]), jax.jit(jnp.divide)
+
+
+def test_a_number_known_beforehand_is_left_to_xla():
+    """So that whole quotients stay whole: `floor(x / 49)` of 49 is 1."""
+    x = jnp.arange(0.0, 4900, 49)
+    call, jaxpr = fitted(lambda x: jnp.floor(x / 49), x)
+    assert "quotient" not in str(jaxpr)
+    np.testing.assert_array_equal(jax.jit(call)(x), jax.jit(lambda x: jnp.floor(x / 49))(x))
+
+
 def test_other_divisions_stay_as_they_are():
     a, n = normal(0, 3, 2), jnp.float32(3)
     _, jaxpr = fitted(lambda a, n: (a / a, n / n, n / a, a.astype(jnp.int32) // 2), a, n)
@@ -220,3 +252,110 @@ def test_orthogonal_initialisation_on_all_cores_comes_to_an_end():
     """Batched, these calls wait for each other for ever on a machine of few cores."""
     done = subprocess.run([sys.executable, "-c", RECURRENT], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.split() == ["True"] * 10, done.stderr[-2000:]
+
+
+TINY = """
+import vmaptune as vt
+vt.prepare_devices()
+import jax, jax.numpy as jnp, optax
+from vmaptune.engine.functions import LaneFunctions
+from vmaptune.engine.plan import Plan
+from vmaptune.engine.program import Program
+from vmaptune.task import Task
+
+HEADS = {
+    "vmap": lambda w, h: jax.vmap(lambda h: w @ h)(h),
+    "inner": lambda w, h: jnp.inner(w, h).T,
+    "turned": lambda w, h: (w @ h.T).T,
+    "einsum": lambda w, h: jnp.einsum("hk,bk->bh", w, h),
+}
+
+def task(head, batch, inputs, units, outputs):
+    def init(hp, key):
+        shapes = (inputs, units), (units, units), (outputs, units)
+        return [0.3 * jax.random.normal(k, s) for k, s in zip(jax.random.split(key, 3), shapes)]
+
+    def loss(weights, x):
+        a, b, w = weights
+        h = jax.lax.scan(lambda h, x: (jnp.tanh(x @ a + h @ b), None), jnp.zeros((batch, units)), x)[0]
+        out = HEADS[head](w, h)
+        return (out**2).mean() + optax.softmax_cross_entropy_with_integer_labels(out, jnp.zeros(batch, int)).mean()
+
+    def step(weights, hp, key, x):
+        value, gradient = jax.value_and_grad(loss)(weights, x)
+        return jax.tree.map(lambda w, g: w - 0.1 * g, weights, gradient), value
+
+    def shared(done, count):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(7), done), (count, 5, batch, inputs))
+
+    def evaluate(weights, hp):
+        return {"loss": loss(weights, shared(0, 1)[0])}
+
+    return Task(init, step, evaluate, has_loss=True, shared=shared)
+
+for case in CASES:
+    Program(LaneFunctions(task(*case), {}, {}), {}, Plan(devices=1, lanes=2, every=1, tiles=1), uneven=False)
+    print(case, flush=True)
+"""
+CASES = [
+    ("vmap", 8, 6, 16, 2),
+    ("inner", 32, 6, 8, 3),
+    ("turned", 8, 4, 8, 2),
+    ("einsum", 16, 4, 8, 2),
+    ("vmap", 3, 2, 3, 3),
+]
+
+
+def test_a_recurrent_network_of_few_outputs_compiles():
+    """Its head has the weights [out, in]; a transposition kept from the product of its gradient ended the process."""
+    code = f"CASES = {CASES}\n{TINY}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.split("\n") == [*map(str, CASES), ""], done.stderr[-2000:]
+
+
+WRITTEN_OUT = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
+import vmaptune as vt
+vt.prepare_devices()
+import jax, jax.numpy as jnp
+from vmaptune.engine.compiling import compiled, products_are_compiled
+from vmaptune.rewrite import fit_for_cpu
+
+def compile(lanes, m, k, n, own):
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((m, k), (k, n))]
+    jaxpr = fit_for_cpu(jax.make_jaxpr(jnp.matmul)(*shapes).jaxpr, compiled_products=True)
+    function = jax.vmap(lambda *x: jax.core.eval_jaxpr(jaxpr, (), *x), in_axes=[0 if o else None for o in own])
+    shapes = [jax.ShapeDtypeStruct((lanes, *s.shape) if o else s.shape, s.dtype) for s, o in zip(shapes, own)]
+    compiled(jax.jit(function).lower(*shapes), products=True)
+
+if products_are_compiled():
+    compile(3, 12, 24, 24, (True, True))
+    compile(2, 6, 24, 24, (True, False))
+    compile(2, 15, 25, 12, (False, True))
+print("done")
+"""
+
+
+def test_a_product_of_less_than_two_tiles_each_way_compiles_in_little_memory():
+    """LLVM takes gigabytes for one that is written out whole."""
+    done = subprocess.run([sys.executable, "-c", WRITTEN_OUT], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "done\n", done.stderr[-2000:]
+
+
+def test_a_product_of_other_numbers_that_would_be_written_out_is_not_compiled():
+    def product(dtype, m, k, n):
+        shapes = [jax.ShapeDtypeStruct(s, dtype) for s in ((m, k), (k, n))]
+        return jax.make_jaxpr(lambda a, b: jax.lax.dot(a, b))(*shapes).jaxpr
+
+    assert products_are_short(product(jnp.int32, 12, 16, 24))
+    assert not products_are_short(product(jnp.int32, 12, 24, 24))
+    assert not products_are_short(product(jnp.bfloat16, 12, 24, 24))
+    assert products_are_short(product(jnp.float32, 12, 24, 24))  # it gets zeros
+
+
+def test_what_is_exchanged_is_not_kept_for_ever():
+    for n in range(3):
+        fitted(lambda a, n=n: jnp.linalg.qr(a)[1], normal(n, 2 + n, 2 + n))
+    found = _jitted.cache_info()
+    assert 0 < found.currsize <= (found.maxsize or 0)

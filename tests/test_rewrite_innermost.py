@@ -252,3 +252,69 @@ def test_long_products_come_out_as_they_are_used():
         np.testing.assert_allclose(out, function(g, w), rtol=1e-5, atol=1e-5)
     small = jax.make_jaxpr(lambda g, w: used(g[:, :30], w))(g, w).jaxpr
     assert long_products_as_they_are_used(small) is small
+
+
+def ruled(rule):
+    """Twice an array, with a rule of differentiation."""
+
+    @jax.custom_jvp
+    def double(x):
+        return 2 * x
+
+    double.defjvp(lambda primals, tangents: (double(primals[0]), rule(primals[0], tangents[0])))
+    return double
+
+
+RATES = normal(9, 5)
+RULES = {
+    "of each number": lambda x, t: t * jnp.cos(x),
+    "centred over the batch": lambda x, t: t - t.mean(0),
+    "a rate of each channel": lambda x, t: t * RATES,
+    "a rate of each place": lambda x, t: t * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape),
+    "in another rule": lambda x, t: ruled(lambda x, t: t - t.mean(0))(x) * t,
+    "of another example": lambda x, t: t[::-1],
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda name: name.replace(" ", "_"))
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_rule_of_differentiation_is_given_the_array_as_the_model_has_it(rule, order):
+    x = normal(0, 16, 6, 7, 2)
+    double = ruled(RULES[rule])
+    model = model_with(lambda h, b: double(h) * h + b, x)
+
+    def differentiated(function):
+        def loss(*weights):
+            return (function(*weights) ** 2).sum()
+
+        if order == 1:
+            return jax.grad(loss, (0, 1, 2))
+        return lambda *weights: jax.jvp(jax.grad(loss, (0, 1, 2)), weights, weights)
+
+    new, old = (jax.jit(differentiated(f))(*kernels(x)) for f in (with_fast_convolutions(model, innermost), model))
+    assert_close(new, old)
+
+
+@pytest.mark.parametrize("window", [(1, 2, 2, 1), (1, 2, 2, 2), (2, 1, 2, 1), (2, 2, 1, 5), (1, 1, 1, 5)])
+def test_a_pooling_of_ties_follows_the_first_of_them(window):
+    """Relu makes exact ties of zeros, and rounding some of other numbers; the gradient goes to XLA's choice."""
+    x = normal(0, 16, 6, 6, 2)
+
+    def model(first, second, bias):
+        h = conv(x, first)
+        h = jax.nn.relu(h + lax.stop_gradient(jnp.round(h) - h))  # rounded, with the gradient of what isn't
+        pooled = lax.reduce_window(h, -jnp.inf, lax.max, window, window, "VALID")
+        return (pooled * jnp.sin(jnp.arange(pooled.size)).reshape(pooled.shape)).sum() + conv(h, second).mean()
+
+    new, old = (jax.grad(f)(*kernels(x)) for f in (with_fast_convolutions(model, innermost), model))
+    np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-4)
+
+
+def test_a_transposition_that_is_none_leaves_a_long_product():
+    """JAX leaves out such a one, other code may not."""
+    g, w = normal(0, 4, 700), normal(1, 4, 9)
+    closed = jax.make_jaxpr(lambda g, w: lax.dot_general(g, w, (((0,), (0,)), ((), ()))).T.T)(g, w)
+    product, first, second = closed.jaxpr.eqns
+    same = first.replace(outvars=second.outvars, params={**first.params, "permutation": (0, 1)})
+    jaxpr = closed.jaxpr.replace(eqns=[product, same])
+    assert long_products_as_they_are_used(jaxpr) is jaxpr

@@ -5,7 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -59,6 +61,21 @@ def test_what_is_exchanged(shape, axes, name, expected):
     call, jaxpr = fitted(lambda x: getattr(jnp, name)(x, axes), x, compiled_products=True)
     assert ours(jaxpr) == expected
     np.testing.assert_allclose(call(x), getattr(np, name)(np.asarray(x, np.float64), axes), rtol=1e-5, atol=1e-4)
+
+
+def test_reductions_that_keep_axes_of_length_one_have_xla_s_shape():
+    """A batch norm of one channel, an attention over times and Muon's norm of a matrix, as people write them."""
+    images, scores, w = normal(0, 64, 8, 8, 1), normal(1, 16, 20, 1), normal(2, 64, 32)
+    norm = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+    state = optax.contrib.muon(0.1).init(w)
+
+    def muon(w):
+        return optax.contrib.muon(0.1).update(jnp.sin(w), state, w)[0]
+
+    for function, x in ((norm, images), (lambda s: jax.nn.softmax(s, axis=1), scores), (muon, w)):
+        call, jaxpr = fitted(function, x, compiled_products=True)
+        assert ours(jaxpr)
+        np.testing.assert_allclose(jax.jit(call)(x), jax.jit(function)(x), rtol=1e-3, atol=1e-4)
 
 
 def test_nothing_is_exchanged_where_xla_calls_its_library():
