@@ -19,7 +19,17 @@ from vmaptune.engine.functions import LaneFunctions
 from vmaptune.engine.plan import Plan
 from vmaptune.engine.program import Program
 from vmaptune.experiment import find_statics, lane_arguments
-from vmaptune.rewrite import _jaxpr, _products, _quotients, _random, _recurrent, _reductions, _turned
+from vmaptune.rewrite import (
+    _columns,
+    _innermost,
+    _jaxpr,
+    _products,
+    _quotients,
+    _random,
+    _recurrent,
+    _reductions,
+    _turned,
+)
 from vmaptune.search.refine import rows_of
 
 rng = np.random.default_rng(0)
@@ -59,6 +69,38 @@ class Recurrent(nnx.Module):
         return self.head(nnx.LayerNorm(32, rngs=nnx.Rngs(0))(carry))
 
 
+class Heads(nnx.Module):
+    """Two classifiers from one layer: two results of one equation, each reduced along its short rows."""
+
+    def __init__(self, rngs):
+        self.both = nnx.Linear(64, 20, rngs=rngs)
+
+    def __call__(self, x):
+        first, second = jnp.split(self.both(x.reshape(len(x), -1)), 2, axis=-1)
+        return jax.nn.log_softmax(first) - jax.nn.log_softmax(second)
+
+
+@jax.custom_jvp
+def centred(x):
+    return jnp.sin(x)
+
+
+@centred.defjvp
+def _of_the_whole_batch(primals, tangents):
+    """Element by element it is not: each example's gradient depends on the others'."""
+    (x,), (dx,) = primals, tangents
+    return centred(x), jnp.cos(x) * (dx - dx.mean(0))
+
+
+class Ruled(nnx.Module):
+    def __init__(self, rngs):
+        self.a, self.b = nnx.Conv(1, 4, (3, 3), rngs=rngs), nnx.Conv(4, 4, (3, 3), rngs=rngs)
+        self.head = nnx.Linear(256, 10, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.b(centred(self.a(x))).reshape(len(x), -1))
+
+
 def entropy(model, batch):
     return optax.softmax_cross_entropy_with_integer_labels(model(batch[0]), batch[1]).mean()
 
@@ -92,7 +134,10 @@ def verdict(module, **changes) -> Checked:
     return check(program, plain, rows_of(asked.space.sample(6, seed=(0, 0))), range(6))
 
 
-@pytest.mark.parametrize(("module", "order"), [(Dense, "shared"), (Dense, "own"), (Conv, "own"), (Recurrent, "own")])
+WRITTEN = [(Dense, "shared"), *((module, "own") for module in (Dense, Conv, Recurrent, Heads, Ruled))]
+
+
+@pytest.mark.parametrize(("module", "order"), WRITTEN)
 def test_what_is_rewritten_trains_what_is_written(module, order):
     found = verdict(module, order=order)
     assert found.equal, found
@@ -108,17 +153,30 @@ def test_rounding_in_bfloat16_and_wild_rates_are_no_difference():
 def scaled(function):
     """The function with its results, or those that are numbers, off by 2 %."""
 
-    def off(*args):
-        return jax.tree.map(lambda x: x * 1.02 if jnp.issubdtype(x.dtype, jnp.inexact) else x, function(*args))
+    def off(*args, **named):
+        found = function(*args, **named)
+        return jax.tree.map(lambda x: x * 1.02 if jnp.issubdtype(x.dtype, jnp.inexact) else x, found)
 
     return off
 
 
-def fewer_rounds(key0, key1, x0, x1):
-    return x0 ^ key0, x1 ^ (key1 * np.uint32(2654435761))
+def reversed_bits(function):
+    def off(record, *args):
+        found = function(record, *args)
+        return jnp.flip(found) if record.kind == "bits" else found
+
+    return off
+
+
+def one_for_all(function):
+    """As JAX traces it: equal shapes share a variable."""
+    kept = functools.cache(lambda shape, dtype: function(jax.ShapeDtypeStruct(shape, dtype)))
+    return lambda aval: kept(aval.shape, aval.dtype)
 
 
 FAULTS = {
+    "one variable for two results": (_columns, "_constraint", one_for_all, Heads),
+    "a rule taken for element-wise": (_innermost, "_is_by_number", lambda function: lambda *args: True, Ruled),
     "a product": (_products, "product", scaled, Conv),
     "a quotient": (_quotients, "quotient", scaled, Dense),
     "a sum of rows": (_reductions, "sum_of_matrix", scaled, Recurrent),
@@ -127,8 +185,12 @@ FAULTS = {
     "a pooling": (_jaxpr, "pool", scaled, Conv),
     "a pick": (_jaxpr, "pick", scaled, Dense),
     "a sum after a loop": (_recurrent, "_over_time", scaled, Recurrent),
-    "random bits": (_random, "threefry", lambda function: fewer_rounds, Dense),
+    "random bits": (_random, "draw", reversed_bits, Dense),
 }
+
+
+CHANGES = {"a sum of a batch": {"order": "shared"}, "a sum after a loop": {"batch_size": 8}}
+COMPILED = {"a sum of rows", "a sum of a batch", "a sum after a loop"}  # are there where products are compiled
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -136,12 +198,15 @@ def test_a_planted_fault_is_found(fault, monkeypatch):
     module, name, plant, model = FAULTS[fault]
     planted = plant(getattr(module, name))
     called = []
-    monkeypatch.setattr(module, name, lambda *args: called.append(1) or planted(*args))
-    found = verdict(model, order="own")
-    if called:  # where this processor's programs hold that rewrite
-        assert not found.equal, found
-        assert found.where
-        assert found.largest > checking.FLOOR
+    monkeypatch.setattr(module, name, lambda *args, **named: called.append(1) or planted(*args, **named))
+    found = verdict(model, **CHANGES.get(fault, {"order": "own"}))
+    if not products_are_compiled() and fault in COMPILED:
+        assert not called
+        return
+    assert called
+    assert not found.equal, found
+    assert found.where
+    assert found.largest > checking.FLOOR
 
 
 def test_an_array_is_named_as_the_model_has_it():
