@@ -230,7 +230,7 @@ def _product(shape: ProductShape, turned: bool, columns: tuple[bool, ...], opera
     first = lhs.factor((shape.lhs_order != (0, 1)) != turned, lhs_lies)
     second = rhs.factor((shape.rhs_order != (0, 1)) != turned, rhs_lies, 0 if turned else columns_of_zeros(shape))
     a, b = (second, first) if turned else (first, second)
-    a, b = with_zeros(a, b, (zeros_contracted(*a.shape, b.shape[1]), 0))
+    a, b = with_zeros(a, b, (zeros_contracted(a.shape[0], a.shape[1], b.shape[1]), 0))
     out = lax.dot_general(
         a, b, (((1,), (0,)), ((), ())),
         precision=shape.precision, preferred_element_type=shape.preferred_element_type,
