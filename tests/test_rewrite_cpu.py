@@ -155,21 +155,29 @@ def test_a_quotient_by_one_number_is_right_to_two_units_in_the_last_place(values
 ANY = st.floats(width=32) | st.sampled_from([0.0, -0.0, 1e-39, -1e-45, 2.0**-126, 2.0**126, 3e38, -3.4e38, np.inf])
 
 
-@given(st.lists(ANY, min_size=1, max_size=5), ANY)
+@given(st.lists(ANY, min_size=3, max_size=3), ANY)
 @settings(max_examples=200, deadline=None)
-def test_a_quotient_by_any_number_is_xla_s_to_rounding(values, divisor):
-    """By zero, infinity, NaN, and numbers whose reciprocals overflow or vanish; as XLA has it for subnormal ones."""
-    array, number = jnp.asarray(values, jnp.float32), jnp.float32(divisor)
-    got, plain = np.asarray(quotient(array, number)), np.asarray(plain_quotient(array, number))
-    for what in (np.isnan, np.isposinf, np.isneginf):
-        near = np.abs(plain) > 3.4e38  # a last bit from infinity, either is right
-        np.testing.assert_array_equal(what(got) | near, what(plain) | near)
-    fine = np.isfinite(got) & np.isfinite(plain)
-    np.testing.assert_allclose(got[fine], plain[fine], rtol=2.5e-7, atol=1.2e-38)
-    np.testing.assert_array_equal(np.signbit(got[fine]), np.signbit(plain[fine]))
+def test_a_quotient_by_any_number_is_right(values, divisor):
+    """By zero, infinity, NaN, and numbers whose reciprocals overflow or vanish; float64 is the oracle.
+    Subnormal numbers count as they are, or as zeros, as the processor takes them."""
+    array, number = np.asarray(values, np.float32), np.float32(divisor)
+    got = np.asarray(quotient(array, number), np.float64)
+    with np.errstate(all="ignore"):
+        either = [np.float64(f(array)) / np.float64(f(number)) for f in (np.float32, without_subnormal)]
+        right = [
+            (np.isnan(got) & np.isnan(exact))
+            | (np.isinf(got) & (np.abs(exact) > 3.4028e38) & (np.sign(got) == np.sign(exact)))
+            | ((np.abs(got - exact) <= 2.5e-7 * np.abs(exact) + 1.2e-38) & (np.signbit(got) == np.signbit(exact)))
+            for exact in either
+        ]
+    assert (right[0] | right[1]).all(), (got, either)
 
 
-quotient, plain_quotient = jax.jit(fitted(lambda a, n: a / n, normal(0, 3), jnp.float32(2))[0]), jax.jit(jnp.divide)
+def without_subnormal(x):
+    return np.where(np.abs(x) < 2.0**-126, np.copysign(np.float32(0), x), x)
+
+
+quotient = jax.jit(fitted(lambda a, n: a / n, normal(0, 3), jnp.float32(2))[0])
 
 
 def test_a_number_known_beforehand_is_left_to_xla():
