@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vmaptune.engine.alone import Alone
 from vmaptune.engine.devices import prepare_devices
 from vmaptune.engine.functions import LaneFunctions
@@ -241,7 +239,7 @@ def check(
     task = experiment.build()
     statics = find_statics(experiment, task, file)
     traced = lane_arguments(space, statics.traced)
-    samples = rows_of(space.sample(options.budget().rounds[0], seed=(options.seed, 0), method=options.design))
+    samples = space.rows(space.sample(options.budget().rounds[0], seed=(options.seed, 0), method=options.design))
     groups: dict[tuple, int] = {}
     for params in samples:
         key = statics.group_of(params)
@@ -277,15 +275,6 @@ def check(
         memory_bytes=program.memory_bytes, compile_seconds=program.compile_seconds,
         minutes=minutes, seconds_per_trial=each, note=note,
     )  # fmt: skip
-
-
-def rows_of(samples: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Columns by name as a list of settings, in plain Python values."""
-    names = list(samples)
-    return [
-        {n: v.item() if isinstance(v, np.generic) else v for n, v in zip(names, values, strict=True)}
-        for values in zip(*samples.values(), strict=True)
-    ]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vmaptune.experiment import Experiment, LoadedExperiment, find_statics, lane_arguments
 from vmaptune.search.confirm import Budget, Confirmed
 from vmaptune.search.zoom import Scored, leaning
@@ -208,9 +206,4 @@ class StudyRun:
 
     def first_params(self) -> Params:
         """Settings of one trial, to look at before any are drawn."""
-        sample = self.first.sample(1, seed=(self.options.seed, 0))
-        return {name: _plain(column[0]) for name, column in sample.items()}
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+        return self.first.rows(self.first.sample(1, seed=(self.options.seed, 0)))[0]
