@@ -152,9 +152,8 @@ def run(
     if ledger is not None and ledger.rounds():
         meta = ledger.meta()
         try:
-            space = Space(experiment.space) if changes else None
             changeable = force and meta["options"].get("minutes") is None  # a study by time finds its numbers itself
-            check_options(meta, given, space, directory, experiment, CHANGEABLE if changeable else ())
+            check_options(meta, given, changes or (), directory, experiment, CHANGEABLE if changeable else ())
             if source and meta["experiment"]["source"] is not None:
                 check_code(source.source, source.path, meta, directory, force)
             if changeable:
@@ -167,7 +166,7 @@ def run(
     else:
         study = StudyRun(
             experiment, options, directory, source=source, listener=listener, warnings=warnings, ledger=ledger,
-            save_every=save_every, report=report, started=started,
+            save_every=save_every, report=report, started=started, extra={"set": list(changes)} if changes else None,
         )  # fmt: skip
     finish(study, listener)
     return load(directory, experiment)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,15 @@ class StudyRun:
             if recorded is None:  # nothing was trained yet
                 self.ledger.renew(study_meta(self.experiment, options, statics.static, source) | self.extra)
                 self.saving.checkpoints.clear()
+                differs = {name: asdict(found) for name, found in chooser.ruled_out.items()}
+                if differs:
+                    self.ledger.add_decision(None, "padding", {"differs": differs, "notes": chooser.notes()})
                 if structure is not None:
                     self.ledger.set_meta("structure", structure)
                     self.ledger.add_decision(None, "structure", structure)
+            for decision in self.ledger.decisions("padding"):
+                for text in decision.data["notes"]:
+                    self.counts.warn(text)
             self.groups = Groups(
                 self.experiment, task, statics, lane_arguments(space, statics.traced), options, self.ledger,
                 self.counts, file, chooser, self.stop_if_asked,
