@@ -121,7 +121,7 @@ class Padding:
 
     def _trainer(self, statics: Statics, params: Mapping[str, Any]) -> Alone:
         arguments = lane_arguments(self.space, statics.traced)
-        functions = LaneFunctions(self.task, dict(statics.group_of(params)), arguments)
+        functions = LaneFunctions(self.task, dict(statics.group_of(params)), arguments, plain=True)  # as it is written
         return Alone(functions, self.space.lane_values(params, statics.traced), SEED)
 
     def _train(self, trainer: Alone, params: Mapping[str, Any], draw: int | None = None) -> dict[str, np.ndarray]:
