@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,3 +161,56 @@ def test_check_shows_the_condition(tmp_path, capsys):
     (tmp_path / "e.py").write_text(EXPERIMENT)
     assert main(["check", str(tmp_path / "e.py"), "--trials", "16"]) == 0
     assert "when={'kind': ['sgd']}" in capsys.readouterr().out
+
+
+SETS = """
+import sys
+from pathlib import Path
+import vmaptune as vt
+from interrupted import content
+
+experiment = vt.Experiment(
+    space={"kind": vt.choice(["sgd", "adam", "lion", "none"]), "level": vt.choice([0.5, 2, True, None, "x"]),
+           "rate": 0.1, "decay": vt.uniform(0, 1, when={"level": frozenset([None, True, "x", 2])})},
+    task=vt.Task(lambda hp, key: 1.0, lambda x, hp, key: x - hp.rate * x, lambda x, hp: {"loss": x}), steps=5,
+)
+changes = {"rate": vt.uniform(0.1, 0.2, when={"kind": {"sgd", "adam", "lion"}})}
+
+class CutOff:
+    def progress(self, progress):
+        if progress.done > 8:
+            raise KeyboardInterrupt
+
+    def note(self, text):
+        pass
+
+def run(out, **more):
+    return vt.run(experiment, changes=changes, trials=24, rounds=2, out=out, plan="devices=1", report=False, **more)
+
+folder, what = Path(sys.argv[1]), sys.argv[2]
+if what == "begin":
+    try:
+        run(folder / "cut", listener=CutOff())
+    except KeyboardInterrupt:
+        pass
+else:
+    run(folder / "cut")
+    run(folder / "whole")
+    assert content(folder / "cut") == content(folder / "whole")
+print(experiment.space["decay"], changes["rate"])
+"""
+
+
+def test_a_set_is_the_same_in_every_process(tmp_path):
+    """Begun with one PYTHONHASHSEED and gone on with another, by the same command."""
+    (tmp_path / "sets.py").write_text(SETS)
+    said = []
+    for seed, what in (("1", "begin"), ("2", "go on")):
+        paths = f"{Path(__file__).parent.parent}{os.pathsep}{Path(__file__).parent}"
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths}
+        command = [sys.executable, str(tmp_path / "sets.py"), str(tmp_path), what]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert said[0] == said[1]
+    assert "when={'level': [2, None, True, 'x']}" in said[0]

@@ -15,7 +15,7 @@ from scipy.special import ndtri
 import vmaptune as vt
 from vmaptune.search.confirm import Confirmed
 from vmaptune.search.decide import seed_spread, settle, shortlist, shrunken
-from vmaptune.search.refine import propose, rows_of, surrogate
+from vmaptune.search.refine import propose, surrogate
 from vmaptune.search.surrogate import Surrogate, coordinates, normal_scores
 from vmaptune.search.zoom import Scored
 from vmaptune.space import Space
@@ -30,7 +30,7 @@ MIXED = Space(
 
 
 def trials(space, n, seed, worth):
-    rows = rows_of(space.sample(n, seed))
+    rows = space.rows(space.sample(n, seed))
     return [Scored(i, row, worth(row, i)) for i, row in enumerate(rows)]
 
 
@@ -49,7 +49,7 @@ def test_the_surrogate_predicts_what_scikit_learn_does():
     assert abs(metric - np.diag(np.diag(metric))).max() > 1e-3  # a length alone for each setting would be no test
     oracle = gp.GaussianProcessRegressor(kernel, alpha=fit.noise + 1e-8, optimizer=None)
     oracle.fit(fit.points @ metric.T, fit.scores)
-    other = rows_of(SPACE.sample(9, 2))
+    other = SPACE.rows(SPACE.sample(9, 2))
     mean, covariance = oracle.predict(coordinates(SPACE, other) @ metric.T, return_cov=True)
     assert fit.mean(other) == pytest.approx(mean, abs=1e-6)
     assert fit.variance(other) == pytest.approx(np.diag(covariance), abs=1e-6)
@@ -105,9 +105,9 @@ def test_a_round_holds_settings_of_the_first_space_and_is_the_same_again(n, told
 
 def test_a_first_round_and_a_grid_are_plain_draws():
     scored = trials(SPACE, 30, 1, bowl)
-    plain = rows_of(SPACE.sample(8, seed=(4, 1), method="grid"))
+    plain = SPACE.rows(SPACE.sample(8, seed=(4, 1), method="grid"))
     assert propose(SPACE, SPACE, scored, 8, seed=(4, 1), method="grid") == plain
-    plain = rows_of(SPACE.sample(8, seed=(4, 0), method="sobol"))
+    plain = SPACE.rows(SPACE.sample(8, seed=(4, 0), method="sobol"))
     assert propose(SPACE, SPACE, scored[:7], 8, seed=(4, 0), method="sobol") == plain
 
 
@@ -118,7 +118,7 @@ def test_a_finer_round_is_better_than_a_draw_from_its_box_and_finds_a_region_out
     scored = trials(SPACE, 60, 2, value)
     box = SPACE.replace(a=vt.uniform(0.1, 0.5))
     found = propose(box, SPACE, scored, 32, seed=(0, 1), method="sobol")
-    plain = rows_of(box.sample(32, seed=(0, 1), method="sobol"))
+    plain = box.rows(box.sample(32, seed=(0, 1), method="sobol"))
     assert np.mean([value(r, 0) for r in found]) < np.mean([value(r, 0) for r in plain])
     assert sum(r["a"] > 0.8 for r in found) >= 3
 

@@ -184,7 +184,10 @@ class Hands:
         elif key == "\t" and self.names:
             self.chosen = (self.chosen + 1) % len(self.names)
         elif key in "+*=" or key in "-/":
-            self._change(up=key in "+*=")
+            try:
+                self._change(up=key in "+*=")
+            except InputError as error:  # past what a lane can hold: it stays as it is
+                self.message = str(error)
         elif key in "sS" and self.model.bad is None:
             self.model.snapshot()
         elif key in "rR":

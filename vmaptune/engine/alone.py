@@ -96,7 +96,7 @@ class Alone:
         settings, seed, changes = self.settings, self.seed, list(then)
         state = self.start()
         if nudge:
-            state = _nudged(state, nudge, np.random.default_rng(draw))
+            state = nudged(state, nudge, np.random.default_rng(draw))
         points, done, bad = [], 0, None
         for stop in stops:
             losses = []
@@ -117,7 +117,9 @@ class Alone:
         return points
 
 
-def _nudged(state: Any, nudge: float, signs: np.random.Generator) -> Any:
+def nudged(state: Any, nudge: float, signs: np.random.Generator) -> Any:
+    """A state whose real numbers are each multiplied by `1 ± nudge`, the signs drawn."""
+
     def one(x: Any) -> Any:
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x

@@ -44,7 +44,7 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class _Pending:
-    chunk: _Chunk
+    chunk: _Chunk | None  # None where its trials were laid out anew since, over any of the chunks
     owners: list[tuple[int, Job, int]]  # (lane, its job, steps done after the segment)
     result: Any  # as the program gave it, or a `Result` of a moment that was gone on from
 
@@ -130,7 +130,7 @@ class Lanes:
             chunk = self._chunks[self._turn]
             self._turn = (self._turn + 1) % len(self._chunks)
             if self.prompt or self._queue:
-                while any(pending.chunk is chunk for pending in self._pending):
+                while any(pending.chunk is chunk or pending.chunk is None for pending in self._pending):
                     self._read()
             if not self._queue and len(chunk.live()) < len(chunk.lanes):
                 if self.on_hungry is not None:
@@ -337,7 +337,8 @@ class Lanes:
         if not isinstance(leaving, Leaving):
             leaving = Leaving(leaving)
         if leaving.pause:
-            self._pause(pending.chunk, leaving.pause)
+            for chunk in self._chunks if pending.chunk is None else [pending.chunk]:
+                self._pause(chunk, leaving.pause)
         gone = {*leaving.stop, *leaving.pause}
         if not gone:
             return
@@ -353,6 +354,8 @@ class Lanes:
         assert self.prompt
         assert self.on_pause is not None
         places = [i for i, lane in enumerate(chunk.lanes) if lane.job is not None and lane.job.trial in trials]
+        if not places:
+            return
         leaves = self.program.on_host(chunk.state, places)
         for k, lane in enumerate(chunk.lanes[i] for i in places):
             assert lane.job is not None

@@ -34,7 +34,7 @@ def take(lanes: Lanes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "queue": [job.trial for job in lanes._queue],
         "pending": [
             {
-                "chunk": next(c for c, chunk in enumerate(lanes._chunks) if chunk is pending.chunk),
+                "chunk": next((c for c, chunk in enumerate(lanes._chunks) if chunk is pending.chunk), None),
                 "owners": [[i, job.trial, done] for i, job, done in pending.owners],
             }
             for pending in lanes._pending
@@ -60,7 +60,8 @@ def settle(lanes: Lanes) -> None:
 def restore(lanes: Lanes, plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray], jobs: Mapping[int, Job]) -> None:
     """Makes lanes that nothing was submitted to go on from a moment. `jobs` holds at least the trials in it.
 
-    Where the program has another number of lanes now, the trials are laid out anew, in their order.
+    Where the program has another number of lanes now, the trials are laid out anew, in their order; in lockstep those
+    of a tile must have done as many steps, so there each number of steps begins a tile of its own.
 
     Raises:
       InputError: the moment's arrays do not fit the program.
@@ -79,9 +80,10 @@ def restore(lanes: Lanes, plain: Mapping[str, Any], arrays: Mapping[str, np.ndar
                     f"{list(found.shape[1:])} where the model has {leaf.dtype}{list(leaf.shape[1:])}; bring the "
                     f"experiment, or the version of vmaptune, back as it was, or begin another study with --fresh DIR"
                 )
-    lanes._turn = plain["turn"]
-    if any(len(held) != width for held, _ in chunks):
-        chunks, lanes._turn = _laid_out_anew(chunks, leaves), 0
+    lanes._turn, anew = plain["turn"], False
+    tile = lanes.program.plan.lanes if lanes.program.functions.lockstep else None
+    if any(len(held) != width or (tile and _out_of_step(held, tile)) for held, _ in chunks):
+        chunks, lanes._turn, anew = _laid_out_anew(chunks, leaves, tile), 0, True
     lanes.calls, lanes.refilled, lanes.lane_steps, lanes.live_steps, lanes.moves = plain["counts"]
     for held, state in chunks:
         chunk = lanes._chunk()
@@ -97,7 +99,7 @@ def restore(lanes: Lanes, plain: Mapping[str, Any], arrays: Mapping[str, np.ndar
             _settle_idle_lanes(chunk, mask, range(width))
     lanes._pending = deque(
         _Pending(
-            lanes._chunks[min(one["chunk"], len(lanes._chunks) - 1)],
+            None if anew or one["chunk"] is None else lanes._chunks[one["chunk"]],
             [(i, jobs[trial], done) for i, trial, done in one["owners"]],
             _result_of(arrays, f"pending{p}."),
         )
@@ -124,16 +126,29 @@ def _result_of(arrays: Mapping[str, np.ndarray], before: str) -> Result:
     return Result(**{n: found[n] for n in Result._fields if n != "metrics"}, metrics=metrics)
 
 
-def _laid_out_anew(chunks: list[tuple[list, list]], leaves: list[jax.ShapeDtypeStruct]) -> list[tuple[list, list]]:
-    """Trials and their states over chunks of another width."""
+def _out_of_step(held: list, tile: int) -> bool:
+    """Whether trials of a tile have done different numbers of steps, where they are to take in the same batch."""
+    return any(len({lane[1] for lane in held[i : i + tile] if lane}) > 1 for i in range(0, len(held), tile))
+
+
+def _laid_out_anew(
+    chunks: list[tuple[list, list]], leaves: list[jax.ShapeDtypeStruct], tile: int | None
+) -> list[tuple[list, list]]:
+    """Trials and their states over chunks of another width; with a `tile`, none holds different numbers of steps."""
     width = leaves[0].shape[0]
     alive = [(lane, [leaf[i] for leaf in state]) for lanes, state in chunks for i, lane in enumerate(lanes) if lane]
+    places: list[Any] = list(alive)
+    if tile:
+        places = []
+        for done in dict.fromkeys(lane[1] for lane, _ in alive):
+            places += [one for one in alive if one[0][1] == done]
+            places += [None] * (-len(places) % tile)
     laid = []
-    for start in range(0, max(1, len(alive)), width):
-        part = alive[start : start + width]
+    for start in range(0, max(1, len(places)), width):
+        part = places[start : start + width]
         state = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
-        for i, (_, values) in enumerate(part):
-            for leaf, value in zip(state, values, strict=True):
+        for i, one in enumerate(part):
+            for leaf, value in zip(state, one[1] if one else (), strict=bool(one)):
                 leaf[i] = value
-        laid.append(([lane for lane, _ in part] + [None] * (width - len(part)), state))
+        laid.append(([one and one[0] for one in part] + [None] * (width - len(part)), state))
     return laid

@@ -19,7 +19,7 @@ from vmaptune.experiment._places import at, described, kind, place_in
 from vmaptune.experiment._structure import limits_of, structured, with_structure
 from vmaptune.nn import Size, padded_batch, size
 from vmaptune.rewrite import Choice, with_fast_convolutions
-from vmaptune.space import Space
+from vmaptune.space import Space, check_held
 from vmaptune.task import Hyperparameters, Task
 
 DEFAULT_STEPS = 1000
@@ -89,6 +89,9 @@ class Experiment:
     def __post_init__(self) -> None:
         space = self.space if isinstance(self.space, Space) else Space(self.space)
         object.__setattr__(self, "space", space)
+        if "lanes hold" not in self._cache:  # once: a study of an earlier version can still be looked at
+            check_lanes_hold(space)
+            self._cache["lanes hold"] = True
         parts = {"model": self.model, "optimizer": self.optimizer, "loss": self.loss, "data": self.data}
         if self.task is None:
             missing = [part for part, value in parts.items() if value is None]
@@ -236,6 +239,16 @@ class Experiment:
         """The experiment as three functions of one lane."""
         assert isinstance(self.space, Space)
         return with_structure(self.task if self.task is not None else _build(self), limits_of(self.space))
+
+
+def check_lanes_hold(space: Space) -> None:
+    """Every hyperparameter that may be traced, before anything is.
+
+    Raises:
+      InputError: one has values that a lane cannot hold.
+    """
+    for name, d in space.items():
+        check_held(name, d)
 
 
 def _is_int(value: Any) -> bool:

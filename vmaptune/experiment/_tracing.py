@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmaptune.errors import InputError
-from vmaptune.experiment._experiment import Experiment
+from vmaptune.experiment._experiment import Experiment, check_lanes_hold
 from vmaptune.experiment._measures import check_blocks, checked_metrics
 from vmaptune.experiment._places import at, described, frames_of, place_in, settings_text
 from vmaptune.nn import noted
@@ -73,11 +73,13 @@ def find_statics(experiment: Experiment, task: Task | None = None, file: str | N
     """Sorts the settings into static and traced ones.
 
     Raises:
-      InputError: a continuous setting that is used as a static one; a model, loss or metric that fails.
+      InputError: a continuous setting that is used as a static one, or values that a lane cannot hold; a model, loss or
+        metric that fails.
     """
-    task = task or experiment.build()
     space = experiment.space
     assert isinstance(space, Space)
+    check_lanes_hold(space)
+    task = task or experiment.build()
     first = _first_settings(space)
     with noted() as read:  # by masked layers, while it was traced
         traced = _find_traced(experiment, task, first, file)

@@ -125,7 +125,7 @@ def generation(
         if parent == i:
             continue
         near = explore(space, params[parent], options, (seed, trials[i], step))
-        kept = {name: near[name] if name in traced else params[parent][name] for name in space}
+        kept = space.held({name: near[name] if name in traced else params[parent][name] for name in space})
         copies.append(Copy(step, trials[i], trials[int(parent)], float(values[i]), float(values[int(parent)]), kept))
     return copies
 

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from vmaptune.errors import InputError
-from vmaptune.search.refine import rows_of
 from vmaptune.space import Distribution, Space
 
 Params = dict[str, Any]
@@ -68,7 +67,7 @@ class OptunaProposer:
             warnings.simplefilter("ignore")
             trials = [self._study.ask(self._spaces) for _ in range(n)]
         points = np.array([[self._unit(name, t.params[name]) for name in self.space] for t in trials])
-        rows = rows_of(self.space.from_unit(points))
+        rows = self.space.rows(self.space.from_unit(points))
         self._asked = list(zip(trials, rows, strict=True))
         return rows
 
@@ -81,7 +80,7 @@ class OptunaProposer:
         self._worst = max([self._worst, *(v for _, v in results if math.isfinite(v))])
         bad = self._worst if math.isfinite(self._worst) else NO_VALUE
         for (trial, params), (told, value) in zip(self._asked, results, strict=True):
-            if told != params:
+            if told != params and self.space.held(told) != params:
                 raise InputError(
                     f"the study's trials must be those that Optuna {self._optuna.__version__} proposes, but it "
                     f"proposes {params} where the study has {told}; go on with the version that began it"

@@ -8,7 +8,7 @@ the box, is found while there are trials left.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,15 +27,6 @@ PLAIN = ("grid",)  # designs that are taken as they are
 Params = dict[str, Any]
 
 
-def rows_of(samples: Mapping[str, np.ndarray]) -> list[Params]:
-    """Columns by name as a list of settings, in plain Python values."""
-    names = list(samples)
-    return [
-        {n: v.item() if isinstance(v, np.generic) else v for n, v in zip(names, values, strict=True)}
-        for values in zip(*samples.values(), strict=True)
-    ]
-
-
 def propose(
     now: Space, first: Space, scored: Sequence[Scored], n: int, *, seed: tuple[int, int], method: str
 ) -> list[Params]:
@@ -51,11 +42,11 @@ def propose(
     """
     finite = best(scored, len(scored))
     if len(finite) < LEAST_TRIALS or method in PLAIN:
-        return rows_of(now.sample(n, seed=seed, method=method))
+        return now.rows(now.sample(n, seed=seed, method=method))
     fit = surrogate(first, scored)
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([*seed, 1])))
-    near = rows_of(now.sample(OVER * n, seed=seed, method=method))
-    far = rows_of(first.sample(OVER * n, seed=(*seed, 2), method=method))
+    near = now.rows(now.sample(OVER * n, seed=seed, method=method))
+    far = first.rows(first.sample(OVER * n, seed=(*seed, 2), method=method))
     chosen: list[Params] = []
     for start in range(0, n, MOST_AT_ONCE):
         count = min(MOST_AT_ONCE, n - start)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vmaptune.space import Distribution, Space
+from vmaptune.space import Distribution, Space, held_bounds
 
 LEAST_SLICE = 5  # fewer trials say too little about a box
 LEAST_BOX = 3  # fewer leave a dimension as it is
@@ -149,6 +149,7 @@ def _wider(first: Distribution, low: float, high: float) -> Distribution:
     assert first.low is not None
     if first.low >= 0 and first.kind != "reverseloguniform":
         new_low = max(new_low, 0 if first.kind in ("uniform", "randint") else 1 if first.is_integer else new_low)
+    new_low, new_high = held_bounds(first, new_low, new_high)
     return first.with_bounds(_number(new_low, first), _number(new_high, first))
 
 

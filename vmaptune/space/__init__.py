@@ -13,14 +13,19 @@ from vmaptune.space._distributions import (
     uniform,
 )
 from vmaptune.space._expressions import parse_expression
+from vmaptune.space._held import check_held, check_value, held_bounds, held_number
 from vmaptune.space._space import Space
 
 __all__ = [
     "METHODS",
     "Distribution",
     "Space",
+    "check_held",
+    "check_value",
     "choice",
     "distribution_from_json",
+    "held_bounds",
+    "held_number",
     "lograndint",
     "loguniform",
     "ordinal",

@@ -13,7 +13,8 @@ Conditions = tuple[tuple[str, tuple[Any, ...]], ...]  # (another setting, its va
 
 
 def read_conditions(call: str, when: Any) -> Conditions:
-    """`when=` as a tuple; a single value stands for a list of it.
+    """`when=` as a tuple; a single value stands for a list of it, and a set is sorted: its own order is another one in
+    each process.
 
     Raises:
       InputError: no dict of settings and values.
@@ -27,12 +28,21 @@ def read_conditions(call: str, when: Any) -> Conditions:
         )
     found = []
     for name, values in when.items():
-        values = tuple(values) if isinstance(values, (list, set, range, np.ndarray)) else (values,)
+        if isinstance(values, (set, frozenset)):
+            values = sorted(values, key=_canonical)
+        values = tuple(values) if isinstance(values, (list, range, np.ndarray)) else (values,)
         values = tuple(v.item() if isinstance(v, np.generic) else v for v in values)
         if not values:
             raise InputError(f"{call}: `when` must name at least one value of {name!r}, but got none")
         found.append((name, values))
     return tuple(found)
+
+
+def _canonical(value: Any) -> tuple:
+    """A sorting key for values of any kinds, the same in every process: numbers by size, then the rest by its text."""
+    value = value.item() if isinstance(value, np.generic) else value
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return (0, value, "") if real else (1, 0, f"{type(value).__name__} {value!r}")
 
 
 def check_conditions(settings: Mapping[str, Any], values_too: bool) -> None:

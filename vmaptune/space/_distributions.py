@@ -225,7 +225,7 @@ class Distribution:
 
     def _from_index(self, index: np.ndarray) -> np.ndarray:
         if self.options is not None:
-            if self.numeric:
+            if self.numeric and all(abs(v) < 2**53 for v in self.options if isinstance(v, int)):
                 return np.array(self.options, np.int64 if self.is_integer else np.float64)[index]
             objects = np.empty(len(self.options), object)
             objects[:] = self.options
@@ -258,6 +258,13 @@ class Distribution:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _is_number(value: Any) -> bool:
@@ -384,7 +391,7 @@ def _ranged(kind: str, low: Any, high: Any, step: Any, or_zero: Any, static: boo
     call = f"{kind}({low!r}, {high!r})"
     integer = kind in INTEGERS
     for name, value in (("low", low), ("high", high)):
-        if not _is_number(value) or not math.isfinite(value):
+        if not _is_number(value) or not _is_finite(value):
             raise InputError(f"{call}: `{name}` must be a finite number, but got {value!r}")
         if integer and value != int(value):
             raise InputError(
@@ -425,7 +432,10 @@ def _checked_step(call: str, step: Any, low: Any, high: Any, integer: bool) -> A
             f"take high={low + math.floor(parts) * step!r}, say"
         )
     if parts > MAX_VALUES:
-        raise InputError(f"{call}: `step` must leave at most {MAX_VALUES:,} values, but got {step!r}")
+        raise InputError(
+            f"{call}: `step` must leave at most {MAX_VALUES:,} values, but got {step!r}; take a larger one, or "
+            f"vt.uniform or vt.loguniform without one"
+        )
     return int(step) if integer else float(step)
 
 

@@ -12,6 +12,7 @@ from vmaptune.errors import InputError
 from vmaptune.space._conditions import active, check_conditions, columns_with_absences
 from vmaptune.space._designs import Seed, unit_points
 from vmaptune.space._distributions import Distribution, choice, distribution_from_json
+from vmaptune.space._held import as_held, is_drawn_real, nearest
 
 RESERVED = ("keys", "items", "values", "get")  # what a mapping of settings has already
 
@@ -78,6 +79,24 @@ class Space(Mapping[str, Distribution]):
         points = np.asarray(points, np.float64)
         columns = {name: d.from_unit(points[:, i]) for i, (name, d) in enumerate(self.items())}
         return columns_with_absences(self._settings, columns)
+
+    def rows(self, columns: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Columns `[n]` that `sample` or `from_unit` drew as configurations in plain Python values: real numbers as
+        lanes hold them, the float32 next to each."""
+        lists = {}
+        for name, column in columns.items():
+            if is_drawn_real(self[name]):
+                there = np.array([v is not None for v in column], bool)
+                held = as_held(self[name], np.asarray(column[there], np.float64))
+                column = np.array(column, object)
+                column[there] = held
+            lists[name] = column.tolist()
+        return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+
+    def held(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration whose drawn real numbers are the ones that lanes hold, whatever the bounds."""
+        drawn = {n for n, d in self.items() if is_drawn_real(d)}
+        return {n: float(nearest(v)) if n in drawn and v is not None else v for n, v in params.items()}
 
     def to_unit(self, samples: Mapping[str, Any]) -> np.ndarray:
         """The inverse of `from_unit`: points of the unit cube, `[n, D]`. What does not exist is at 0.5."""

@@ -18,7 +18,7 @@ from vmaptune.study import _minutes
 from vmaptune.study._budget import recorded_budget
 from vmaptune.study._options import Options
 from vmaptune.study._progress import Listener, heard
-from vmaptune.study._resume import changed_machine, code_of
+from vmaptune.study._resume import changed_machine, changed_space, check_objective, code_of
 from vmaptune.study._retest import DRAWS, REPEATS, TOP, Retest, budget_of, plan_retest
 from vmaptune.study._run import StudyRun
 from vmaptune.study._saving import SAVE_EVERY
@@ -94,7 +94,8 @@ def going_on(
 ) -> StudyRun:
     """A run that goes on with a study, by its own space and options."""
     meta = ledger.meta()
-    for text in (found := changed_machine(meta)):
+    check_objective(meta, experiment, ledger.directory)
+    for text in (found := [*changed_machine(meta), *changed_space(meta, experiment, ledger.directory)]):
         listener.note(text)
     kind = Retest if "retest" in meta else StudyRun
     extra = {"retest": meta["retest"]} if "retest" in meta else {}
@@ -153,6 +154,7 @@ def retest(
         own = source.experiment
     else:
         source, own = resolve_experiment(experiment)
+    other_space = changed_space(meta, own, directory)
     own = own.with_changes(space=Space.from_json(meta["space"]))
     budget = budget_of(plan)
     old = Options(**meta["options"])
@@ -167,8 +169,8 @@ def retest(
         study = going_on(ledger, own, source, listener, [], save_every, report)
     else:
         study = Retest(
-            own, options, target, source=source, listener=listener, warnings=[note] if note else [], ledger=ledger,
-            save_every=save_every, report=report, budget=budget, extra={"retest": plan},
+            own, options, target, source=source, listener=listener, warnings=[*([note] if note else []), *other_space],
+            ledger=ledger, save_every=save_every, report=report, budget=budget, extra={"retest": plan},
         )  # fmt: skip
     finish(study, listener)
     return load(target, own)

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vmaptune.engine.alone import Alone
 from vmaptune.engine.devices import prepare_devices
 from vmaptune.engine.functions import LaneFunctions
@@ -154,9 +152,8 @@ def run(
     if ledger is not None and ledger.rounds():
         meta = ledger.meta()
         try:
-            space = Space(experiment.space) if changes else None
             changeable = force and meta["options"].get("minutes") is None  # a study by time finds its numbers itself
-            check_options(meta, given, space, directory, experiment, CHANGEABLE if changeable else ())
+            check_options(meta, given, changes or (), directory, experiment, CHANGEABLE if changeable else ())
             if source and meta["experiment"]["source"] is not None:
                 check_code(source.source, source.path, meta, directory, force)
             if changeable:
@@ -169,7 +166,7 @@ def run(
     else:
         study = StudyRun(
             experiment, options, directory, source=source, listener=listener, warnings=warnings, ledger=ledger,
-            save_every=save_every, report=report, started=started,
+            save_every=save_every, report=report, started=started, extra={"set": list(changes)} if changes else None,
         )  # fmt: skip
     finish(study, listener)
     return load(directory, experiment)
@@ -241,7 +238,7 @@ def check(
     task = experiment.build()
     statics = find_statics(experiment, task, file)
     traced = lane_arguments(space, statics.traced)
-    samples = rows_of(space.sample(options.budget().rounds[0], seed=(options.seed, 0), method=options.design))
+    samples = space.rows(space.sample(options.budget().rounds[0], seed=(options.seed, 0), method=options.design))
     groups: dict[tuple, int] = {}
     for params in samples:
         key = statics.group_of(params)
@@ -277,15 +274,6 @@ def check(
         memory_bytes=program.memory_bytes, compile_seconds=program.compile_seconds,
         minutes=minutes, seconds_per_trial=each, note=note,
     )  # fmt: skip
-
-
-def rows_of(samples: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Columns by name as a list of settings, in plain Python values."""
-    names = list(samples)
-    return [
-        {n: v.item() if isinstance(v, np.generic) else v for n, v in zip(names, values, strict=True)}
-        for values in zip(*samples.values(), strict=True)
-    ]
 
 
 @dataclass(frozen=True)

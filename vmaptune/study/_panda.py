@@ -31,7 +31,7 @@ from vmaptune.experiment import (
     raise_as_input_error,
 )
 from vmaptune.search.sampler import trial_seed
-from vmaptune.space import Space
+from vmaptune.space import Space, held_number
 from vmaptune.store.files import inside
 from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
 from vmaptune.store.states import State
@@ -109,6 +109,7 @@ class Panda:
         self.statics = statics.with_static(statics.structure)  # one model: no mask
         self.params = {name: value if space.active(self.params)[name] else None for name, value in params.items()}
         there = [name for name in self.statics.traced if self.params[name] is not None]
+        self.params |= {n: held_number(n, space[n], self.params[n]) for n in there if space[n].numeric}
         self.settings: dict[str, Any] = {name: self.params[name] for name in there}
         try:
             functions = self._functions(task, plain=as_written)
@@ -226,7 +227,7 @@ class Panda:
         """Gives a traced setting another value, from the next step on.
 
         Raises:
-          InputError: no such setting, a static one, or a value that is not finite.
+          InputError: no such setting, a static one, or a value that is not finite or that float32 cannot hold.
         """
         if name not in self.settings:
             why = "it is static: the program is built for its value" if name in self.params else "there is no such one"
@@ -238,8 +239,10 @@ class Panda:
             raise InputError(f"{name}: a setting must be a finite number, but got {value!r}")
         space = self.experiment.space
         before = self.settings[name]
+        assert isinstance(space, Space)
+        held = held_number(name, space[name], round(value) if space[name].is_integer else float(value))
         self.changes += 1
-        self.settings[name] = round(value) if space[name].is_integer else float(value)
+        self.settings[name] = held
         self._values = self.alone.arrays({**self._filled, **self.settings})
         data = {"trial": self.trial, "step": self.step, "name": name, "from": before, "to": self.settings[name]}
         self._mark("adjust", f"{name} {before:.6g} → {self.settings[name]:.6g}", data)
@@ -386,7 +389,7 @@ def panda(
     assert isinstance(plain, Experiment)
     space = plain.space
     assert isinstance(space, Space)
-    values = {name: _plain(column[0]) for name, column in space.from_unit(np.full((1, len(space)), 0.5)).items()}
+    (values,) = space.rows(space.from_unit(np.full((1, len(space)), 0.5)))
     if origin is not None:
         study, trial = _origin(origin)
         row = study.ledger.trial(trial)
@@ -436,7 +439,3 @@ def _free(path: Path) -> Path:
         number += 1
         free = path.with_name(f"{path.name}-{number}")
     return free
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

@@ -88,9 +88,10 @@ class Population:
         return {t: self.training.job(replace(rows[t], params=self.params[t]), keep=True) for t in self.trials}
 
     def _take_over(self, lanes: Lanes, step: int) -> list[Copy]:
-        training = self.training
+        training, statics = self.training, self.training.groups.statics
+        free = [name for name in statics.traced if name not in statics.structure]  # a masked width comes with its state
         copies = generation(
-            self.space, training.groups.statics.traced, self.trials, [self.values[t] for t in self.trials],
+            self.space, free, self.trials, [self.values[t] for t in self.trials],
             [self.params[t] for t in self.trials], self.options, training.options.seed, step,
         )  # fmt: skip
         if not copies:

@@ -134,12 +134,13 @@ def check_code(source: str, path: str, meta: Mapping[str, Any], directory: Path,
 def check_options(
     meta: Mapping[str, Any],
     given: Mapping[str, Any],
-    space: Space | None,
+    changes: Collection[str],
     directory: Path,
     experiment: Experiment,
     may_change: Collection[str] = (),
 ) -> None:
-    """Raises InputError when what was asked now is not what the study was begun with, but for `may_change`."""
+    """Raises InputError when what was asked now is not what the study was begun with, but for `may_change`. `changes`
+    are the hyperparameters that the person replaces in the space."""
     recorded = meta["options"] | meta.get("minutes", {}).get("asked", {})  # a study by time cuts its rounds itself
     differ = [
         f"{name} {recorded.get(name)!r} (now {value!r})"
@@ -148,15 +149,44 @@ def check_options(
         and name not in may_change
         and recorded.get(name) != (asdict(value) if isinstance(value, Stopping) else value)
     ]
-    if space is not None and space.to_json() != meta["space"]:
-        differ.append("the space (--set)")
-    if (experiment.objective, experiment.direction) != (meta["objective"], meta["direction"]):
-        differ.append(f"the objective {meta['direction']} {meta['objective']}")
+    recorded_space = Space.from_json(meta["space"])
+    for name in changes:
+        assert isinstance(experiment.space, Space)
+        if recorded_space.get(name) != experiment.space[name]:
+            differ.append(f"the space (--set): {name} {recorded_space.get(name)!r} (now {experiment.space[name]!r})")
     if differ:
         raise InputError(
             f"{directory} holds an unfinished study with other settings: {'; '.join(differ)}; leave these out to go on "
             f"with it (--force changes trials and rounds, nothing else), or begin another with --fresh DIR"
         )
+
+
+def check_objective(meta: Mapping[str, Any], experiment: Experiment, directory: Path) -> None:
+    """Raises InputError where the values to come could not be compared with those that are there."""
+    if (experiment.objective, experiment.direction) != (meta["objective"], meta["direction"]):
+        raise InputError(
+            f"{directory}: the study's trials are ranked by {meta['direction']} {meta['objective']!r}, but the "
+            f"experiment now says {experiment.direction} {experiment.objective!r}, and one ranking can't have both; "
+            f"bring the old objective back, or begin another study with --fresh DIR"
+        )
+
+
+def changed_space(meta: Mapping[str, Any], experiment: Experiment, directory: Path) -> list[str]:
+    """What to say where the experiment's space is no longer the one that the study goes on with, its own."""
+    now, then = experiment.space, Space.from_json(meta["space"])
+    assert isinstance(now, Space)
+    replaced = meta.get("set", ())  # by --set, when it began
+    differ = [
+        f"{name}: {then.get(name, 'not there')!r} (the experiment now has {now.get(name, 'no such one')!r})"
+        for name in {**then, **now}
+        if name not in replaced and then.get(name) != now.get(name)
+    ]
+    if not differ and [n for n in then if n in now] == [n for n in now if n in then]:
+        return []
+    return [
+        f"{directory}: the space is the one that the study began with, since its zooms, ranking and report are of one "
+        f"space: {'; '.join(differ) or 'its order'}. For the edited one begin another study with --fresh DIR"
+    ]
 
 
 def changed_machine(meta: Mapping[str, Any]) -> list[str]:

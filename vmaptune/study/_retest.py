@@ -18,7 +18,7 @@ import numpy as np
 from vmaptune.errors import InputError, StudyError
 from vmaptune.search.confirm import Budget, rank
 from vmaptune.search.decide import shortlist, smoothed
-from vmaptune.search.refine import propose, rows_of
+from vmaptune.search.refine import propose
 from vmaptune.search.verdict import BATCH, LEVEL, MARGIN, MOVED, STILL_BEST, UNCLEAR, Comparison, compare
 from vmaptune.search.zoom import Scored, slice_of, zoom
 from vmaptune.space import Space
@@ -172,7 +172,7 @@ class Retest(StudyRun):
                 return found, values
 
     def _drawn(self, space: Space, n: int, stream: int) -> list[Params]:
-        return rows_of(space.sample(n, seed=(self.options.seed, stream), method="sobol")) if n else []
+        return space.rows(space.sample(n, seed=(self.options.seed, stream), method="sobol")) if n else []
 
     def _summary(self, values: list[float]) -> dict[str, Any]:
         """Mean and spread over the seeds that came to a value, in the objective's own sign."""

@@ -59,6 +59,7 @@ class Rounds:
         study.stop_if_asked()
         study.groups.prepare([params for params, _ in settings], ahead=self._ahead)
         first = len(study.training.rows)
+        settings = [(study.first.held(params), of) for params, of in settings]  # a retest's are of an older study
         rows = [
             TrialRow(
                 trial=trial, round=number, group=study.groups.of(params).number, state=State.RUNNING, reason=None,

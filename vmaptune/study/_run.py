@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from vmaptune.experiment import Experiment, LoadedExperiment, find_statics, lane_arguments
 from vmaptune.search.confirm import Budget, Confirmed
@@ -95,9 +94,15 @@ class StudyRun:
             if recorded is None:  # nothing was trained yet
                 self.ledger.renew(study_meta(self.experiment, options, statics.static, source) | self.extra)
                 self.saving.checkpoints.clear()
+                differs = {name: asdict(found) for name, found in chooser.ruled_out.items()}
+                if differs:
+                    self.ledger.add_decision(None, "padding", {"differs": differs, "notes": chooser.notes()})
                 if structure is not None:
                     self.ledger.set_meta("structure", structure)
                     self.ledger.add_decision(None, "structure", structure)
+            for decision in self.ledger.decisions("padding"):
+                for text in decision.data["notes"]:
+                    self.counts.warn(text)
             self.groups = Groups(
                 self.experiment, task, statics, lane_arguments(space, statics.traced), options, self.ledger,
                 self.counts, file, chooser, self.stop_if_asked,
@@ -208,9 +213,4 @@ class StudyRun:
 
     def first_params(self) -> Params:
         """Settings of one trial, to look at before any are drawn."""
-        sample = self.first.sample(1, seed=(self.options.seed, 0))
-        return {name: _plain(column[0]) for name, column in sample.items()}
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+        return self.first.rows(self.first.sample(1, seed=(self.options.seed, 0)))[0]

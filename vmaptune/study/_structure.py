@@ -23,6 +23,7 @@ from vmaptune.engine.program import Program, SharedArrays
 from vmaptune.experiment import Experiment, Statics, lane_arguments
 from vmaptune.space import Space
 from vmaptune.study._options import Options
+from vmaptune.study._padding import Differs, Padding
 from vmaptune.task import Task
 
 MOST_TRACED = 12  # shapes whose operations are counted, which takes a trace each
@@ -52,6 +53,7 @@ class Structure:
         self.space: Space = space
         self.flops: dict[tuple, float] = {}
         self.built: dict[tuple, tuple[LaneFunctions, Program | None]] = {}  # by static settings: names, then values
+        self.ruled_out: dict[str, Differs] = {}  # what must not be padded, and what differs then
 
     def choose(
         self, settings: Sequence[Mapping[str, Any]], trials: int, how: str = "auto"
@@ -63,10 +65,16 @@ class Structure:
           trials: of the whole study.
           how: "groups" or "masks" to take these unmeasured.
         """
-        names = self.statics.structure
+        names: Sequence[str] = self.statics.structure
+        several = len({tuple(p[n] for n in names) for p in settings}) > 1
+        if how == "groups" or (how == "auto" and several and len(self._programs(names, settings)) <= FEW):
+            return self._with(names), None
+        self.ruled_out = Padding(self.task, self.space, self.statics).ruled_out(settings)
+        self.statics = self._with(list(self.ruled_out))
+        names = [name for name in names if name not in self.ruled_out]
         if not names or how == "masks" or len({tuple(p[n] for n in names) for p in settings}) < 2:
             return self.statics, None
-        if how == "groups" or len(self._programs(names, settings)) <= FEW:
+        if len(self._programs(names, settings)) <= FEW:
             return self._with(names), None
         started = time.perf_counter()
         mask = self._measured((), settings, trials)
@@ -94,6 +102,15 @@ class Structure:
         """The choice of a study that goes on, from the names of its static settings."""
         names = [name for name in self.statics.structure if name in static]
         return self._with(names) if names else self.statics
+
+    def notes(self) -> list[str]:
+        """What to say of hyperparameters that must not be padded."""
+        return [
+            f"{name}: has a program for each of its values, because padded to the largest the model is another one: "
+            f"{d.what} is {d.padded:.7g} where the model of its own size has {d.dense:.7g} (docs/structure.md says "
+            f"what does that)"
+            for name, d in self.ruled_out.items()
+        ]
 
     def _with(self, static: Sequence[str]) -> Statics:
         return self.statics.with_static(static)
