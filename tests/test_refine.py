@@ -15,8 +15,10 @@ from scipy.special import ndtri
 import vmaptune as vt
 from vmaptune.search.confirm import Confirmed
 from vmaptune.search.decide import seed_spread, settle, shortlist, shrunken
-from vmaptune.search.refine import propose, rows_of, surrogate
-from vmaptune.search.surrogate import Surrogate, coordinates, normal_scores
+from vmaptune.search.kernel import LEVEL
+from vmaptune.search.refine import propose, rows_of
+from vmaptune.search.surrogate import Surrogate, columns_of, coordinates, normal_scores
+from vmaptune.search.worth import Worth
 from vmaptune.search.zoom import Scored
 from vmaptune.space import Space
 
@@ -38,19 +40,28 @@ def bowl(row, i):
     return (row["a"] - 0.3) ** 2 + (math.log10(row["b"]) + 2) ** 2 / 4
 
 
+def surrogate(space, scored):
+    return Worth(space, scored).value
+
+
+def at(space, rows):
+    return coordinates(space, columns_of(space, rows))
+
+
 def test_the_surrogate_predicts_what_scikit_learn_does():
     gp = pytest.importorskip("sklearn.gaussian_process")
     scored = trials(SPACE, 40, 1, bowl)
     fit = surrogate(SPACE, scored)
     kernels = gp.kernels
     kernel = kernels.ConstantKernel(math.exp(fit.theta[-2])) * kernels.Matern(1.0, nu=2.5)
-    metric = fit.metric()
+    kernel += kernels.ConstantKernel(LEVEL)
+    metric = fit.kernel.metric(fit.theta)
     assert np.diag(metric) == pytest.approx(1 / fit.lengths)
     assert abs(metric - np.diag(np.diag(metric))).max() > 1e-3  # a length alone for each setting would be no test
     oracle = gp.GaussianProcessRegressor(kernel, alpha=fit.noise + 1e-8, optimizer=None)
-    oracle.fit(fit.points @ metric.T, fit.scores)
-    other = rows_of(SPACE.sample(9, 2))
-    mean, covariance = oracle.predict(coordinates(SPACE, other) @ metric.T, return_cov=True)
+    oracle.fit(at(SPACE, [s.params for s in scored]) @ metric.T, fit.scores)
+    other = at(SPACE, rows_of(SPACE.sample(9, 2)))
+    mean, covariance = oracle.predict(other @ metric.T, return_cov=True)
     assert fit.mean(other) == pytest.approx(mean, abs=1e-6)
     assert fit.variance(other) == pytest.approx(np.diag(covariance), abs=1e-6)
     drawn = fit.samples(other, 20_000, np.random.default_rng(0))
@@ -59,10 +70,14 @@ def test_the_surrogate_predicts_what_scikit_learn_does():
 
 
 def test_the_gradient_is_that_of_differences():
-    fit = surrogate(MIXED, trials(MIXED, 25, 3, lambda row, i: float(row["n"] + (row["act"] == "relu"))))
-    theta = fit.theta + 0.3
-    found = fit._loss(theta)[1]
-    assert found == pytest.approx(optimize.approx_fprime(theta, lambda t: fit._loss(t)[0], 1e-6), rel=1e-3, abs=1e-3)
+    twice = Space({**MIXED, "again": vt.choice(["relu", "gelu", "tanh"])})  # shares its likeness with `act`
+    scored = trials(twice, 25, 3, lambda row, i: float(row["n"] + (row["act"] == "relu")))
+    fit = surrogate(twice, scored)
+    theta = fit.theta + np.linspace(-0.3, 0.3, len(fit.theta))
+    x = fit.kernel.features(at(twice, [s.params for s in scored]))
+    found = fit.kernel.loss(theta, x, fit.scores)[1]
+    wanted = optimize.approx_fprime(theta, lambda t: fit.kernel.loss(t, x, fit.scores)[0], 1e-6)
+    assert found == pytest.approx(wanted, rel=1e-3, abs=1e-3)
 
 
 def test_scores_by_hand():
@@ -76,11 +91,9 @@ def test_coordinates_by_hand():
         {"act": "gelu", "wd": 0.0, "w": 64, "n": 1, "slope": None},
         {"act": "relu", "wd": 1e-1, "w": 16, "n": 5, "slope": 0.25},
     ]
-    assert coordinates(MIXED, rows) == pytest.approx(
-        np.array([[0.5, -0.15, 1.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.5, 0.25]])
-    )
+    assert at(MIXED, rows) == pytest.approx(np.array([[0.5, -0.15, 1.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.5, 0.25]]))
     first = Space({"b": vt.loguniform(1e-4, 1.0)})
-    assert coordinates(first, [{"b": 10.0}])[0, 0] == pytest.approx(1.25)  # --expand may leave the first space
+    assert at(first, [{"b": 10.0}])[0, 0] == pytest.approx(1.25)  # --expand may leave the first space
 
 
 def test_it_tells_noise_from_worth_and_what_matters_from_what_does_not():
@@ -190,5 +203,6 @@ def test_a_finalist_that_failed_comes_last_and_one_of_the_last_wave_first():
 
 
 def test_a_surrogate_of_one_point_repeated_does_not_fail():
-    fit = Surrogate(SPACE, [{"a": 0.5, "b": 0.1, "c": 0.5}] * 10, np.linspace(-1, 1, 10))
-    assert np.isfinite(fit.samples([{"a": 0.5, "b": 0.1, "c": 0.5}] * 3, 2, np.random.default_rng(0))).all()
+    points = at(SPACE, [{"a": 0.5, "b": 0.1, "c": 0.5}] * 10)
+    fit = Surrogate(SPACE, points, np.linspace(-1, 1, 10))
+    assert np.isfinite(fit.samples(points[:3], 2, np.random.default_rng(0))).all()

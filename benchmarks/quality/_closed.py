@@ -122,6 +122,7 @@ def operations() -> tuple[vt.Space, Callable[[Columns], np.ndarray]]:
 
 # ---- those that were looked at only when they were chosen ------------------------------------------------
 
+
 def wide(c: Columns) -> np.ndarray:
     """Ten settings, of which three matter."""
     return (
@@ -200,8 +201,9 @@ def corner(c: Columns) -> np.ndarray:
 OPERATIONS, NETWORKS = operations(), networks()
 X = vt.uniform(0.0, 1.0)
 WORKS = (
-    Closed("valley", "a rate's decades with 5 % noise, 3 settings",
-           vt.Space({"learning_rate": RATE, "momentum": MOMENTUM, "weight_decay": DECAY}), valley, share=0.05, tuned=True),
+    Closed("valley", "a rate's decades, 5 % noise, 3 settings",
+           vt.Space({"learning_rate": RATE, "momentum": MOMENTUM, "weight_decay": DECAY}), valley, share=0.05,
+           tuned=True),
     Closed("cliff", "best just before it diverges, 3 settings",
            vt.Space({"learning_rate": RATE, "momentum": MOMENTUM, "dropout": vt.uniform(0.0, 0.6)}), cliff, noise=0.005,
            tuned=True),
@@ -216,9 +218,10 @@ WORKS = (
                      "momentum": vt.reverseloguniform(0.0, 0.999, when={"optimizer": ["sgd"]}),
                      "beta2": vt.reverseloguniform(0.9, 0.9999, when={"optimizer": ["adam"]}),
                      "layers": vt.randint(1, 6)}), optimizers, share=0.03),
-    Closed("zeros", "a zero that is best, one that is not, a whole number, 4 settings",
+    Closed("zeros", "a zero that is best, one that is not, 4 settings",
            vt.Space({"learning_rate": RATE, "weight_decay": vt.loguniform(1e-6, 1e-1, or_zero=0.2),
-                     "dropout": vt.uniform(0.0, 0.6, or_zero=0.2), "width": vt.lograndint(1, 1000)}), zeros, share=0.03),
+                     "dropout": vt.uniform(0.0, 0.6, or_zero=0.2), "width": vt.lograndint(1, 1000)}), zeros,
+           share=0.03),
     Closed("noisy", "noise as large as the differences, 4 settings",
            vt.Space({"learning_rate": RATE, "smoothing": vt.uniform(0.0, 0.5), "momentum": MOMENTUM,
                      "scale": vt.loguniform(0.05, 5.0)}), noisy, noise=0.05),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from vmaptune.space import Distribution, Space
 
@@ -203,4 +204,4 @@ def _share_at(d: Distribution, side: str) -> float:
 
 def _tail(at_least: int, n: int, p: float) -> float:
     """P(X >= at_least) for X ~ Binomial(n, p)."""
-    return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(at_least, n + 1))
+    return float(special.bdtrc(at_least - 1, n, p)) if at_least > 0 else 1.0
