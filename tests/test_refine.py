@@ -17,7 +17,7 @@ from vmaptune.search.confirm import Confirmed
 from vmaptune.search.decide import seed_spread, settle, shortlist, shrunken
 from vmaptune.search.kernel import LEVEL
 from vmaptune.search.refine import propose, rows_of
-from vmaptune.search.surrogate import Surrogate, columns_of, coordinates, normal_scores
+from vmaptune.search.surrogate import Surrogate, columns_of, coordinates, covering, normal_scores
 from vmaptune.search.worth import Worth
 from vmaptune.search.zoom import Scored
 from vmaptune.space import Space
@@ -102,6 +102,66 @@ def test_it_tells_noise_from_worth_and_what_matters_from_what_does_not():
     noisy = surrogate(SPACE, trials(SPACE, 100, 5, lambda row, i: abs(row["a"] - 0.3) + rng.normal(0, 0.3)))
     assert noisy.noise > 0.3 > 0.03 > quiet.noise
     assert quiet.lengths[0] < min(quiet.lengths[1:]) / 2
+
+
+def valley(row, i):
+    return min(1.0, 0.02 + 0.25 * (math.log10(row["b"]) + 2.5) ** 2 + 0.1 * (row["a"] - 0.3) ** 2)
+
+
+@pytest.mark.parametrize("told", [300, 2000])
+def test_bad_regions_are_not_forgotten_however_many_trials_there_are(told):
+    anywhere = trials(SPACE, 100, 1, valley)
+    box = SPACE.replace(b=vt.loguniform(1e-3, 1e-2), a=vt.uniform(0.1, 0.5))
+    known = [*anywhere, *(replace(s, trial=100 + s.trial) for s in trials(box, told - 100, 2, valley))]
+    worse = np.median([s.value for s in anywhere])
+    found = propose(box, SPACE, known, 64, seed=(0, 5), method="sobol")
+    assert np.mean([valley(row, 0) > worse for row in found]) <= 0.15
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 60), most=st.integers(2, 40), seed=st.integers(0, 99), ties=st.booleans())
+def test_a_covering_holds_the_best_and_the_farthest(n, most, seed, ties):
+    rng = np.random.default_rng(seed)
+    points, scores = rng.random((n, 2)).round(1 if ties else 9), rng.normal(size=n)
+    chosen = list(covering(points, scores, most))
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == min(n, most)
+    assert set(np.argsort(scores)[: min(n, most) // 2]) <= set(chosen)
+    if n > most:  # farthest first: no other lies farther from the chosen than these from one another, but for the best
+
+        def gap(i, others):
+            return min(float(((points[i] - points[j]) ** 2).sum()) for j in others)
+
+        best = set(np.argsort(scores)[: most // 2])
+        added = [i for i in chosen if i not in best]
+        widest = max(gap(i, chosen) for i in range(n) if i not in chosen)
+        assert min(gap(i, [j for j in chosen if j != i]) for i in added) >= widest - 1e-12 or len(added) == 1
+
+
+def test_it_learns_which_options_go_together():
+    options = ["a1", "b1", "a2", "b2", "a3", "b3"]
+    space = Space({"x": vt.choice(options), "y": vt.choice(options)})
+    scored = trials(space, 80, 1, lambda row, i: float((row["x"][0] == "b") + (row["y"][0] == "b")))
+    fit = surrogate(space, scored)
+    metric = fit.kernel.metric(fit.theta)[:6, :6]
+    apart = ((metric.T[:, None] - metric.T[None, :]) ** 2).sum(axis=2)
+    kind = np.array([o[0] for o in options])
+    alike = (kind[:, None] == kind[None, :]) & ~np.eye(6, dtype=bool)
+    assert apart[alike].max() < apart[kind[:, None] != kind[None, :]].min()
+
+
+def test_where_trainings_are_lost_is_learned_beside_what_the_others_are_worth():
+    def value(row, i):  # best just before it diverges
+        return math.nan if row["a"] > 0.6 else 1 - row["a"]
+
+    worth = Worth(SPACE, trials(SPACE, 80, 1, value))
+    lost = worth.lost(at(SPACE, [{"a": a, "b": 1e-2, "c": 0.5} for a in (0.2, 0.5, 0.7, 0.9)]))
+    assert lost[1] < 0.2
+    assert lost[0] < 0.05 < 0.8 < lost[2]
+    assert lost[3] > 0.95
+    found = propose(SPACE, SPACE, trials(SPACE, 80, 1, value), 40, seed=(0, 1), method="sobol")
+    assert np.mean([row["a"] > 0.6 for row in found]) <= 0.15
+    assert np.mean([row["a"] for row in found]) > 0.4
 
 
 @settings(max_examples=12, deadline=None)

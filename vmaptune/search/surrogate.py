@@ -22,6 +22,8 @@ from vmaptune.space import Distribution, Space
 
 FITS = ((64, 12), (256, 4))  # trials and iterations: the fit to few is a start for that to many
 MOST_POINTS = 768  # trials that it remembers
+AMONG = 8192  # trials among which it looks for the farthest
+AT_ONCE = 2048  # points that are predicted at once
 
 
 def coordinates(first: Space, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> np.ndarray:
@@ -63,23 +65,30 @@ def normal_scores(order: Sequence[tuple[float, float]]) -> np.ndarray:
 
 
 def covering(features: np.ndarray, scores: np.ndarray, most: int) -> np.ndarray:
-    """Which of all trials stand for them, `most` at the most: the better half of these are the best ones, each of the
-    others is the farthest from those before it, so that good and bad regions are there."""
+    """Which of all trials stand for them, ascending, `most` at the most: half of these are the best ones, each of the
+    others the farthest from those before it, so that all regions are there, the bad ones too."""
     n = len(scores)
     if n <= most:
         return np.arange(n)
-    chosen = np.argsort(scores, kind="stable")[: most // 2]
-    left = np.full(n, np.inf)
-    taken = list(chosen)
+    order = np.argsort(scores, kind="stable")
+    chosen, rest = list(order[: most // 2]), order[most // 2 :]
+    if len(rest) > AMONG:  # even by rank
+        rest = rest[np.linspace(0, len(rest) - 1, AMONG).astype(int)]
+    there = features[rest]
+    left = np.full(len(rest), np.inf)  # squared distances to the nearest that is chosen
     for i in chosen:
-        left = np.minimum(left, ((features - features[i]) ** 2).sum(axis=1))
-    left[chosen] = -1
-    while len(taken) < most:
-        i = int(left.argmax())
-        left = np.minimum(left, ((features - features[i]) ** 2).sum(axis=1))
-        left[i] = -1
-        taken.append(i)
-    return np.sort(taken)
+        left = np.minimum(left, ((there - features[i]) ** 2).sum(axis=1))
+    while len(chosen) < most:
+        farthest = int(left.argmax())
+        chosen.append(rest[farthest])
+        left = np.minimum(left, ((there - there[farthest]) ** 2).sum(axis=1))
+        left[farthest] = -1.0
+    return np.sort(chosen)
+
+
+def _parts(points: np.ndarray) -> list[np.ndarray]:
+    """Points in parts of which each has a covariance of a few megabytes with what is remembered."""
+    return np.array_split(points, max(1, -(-len(points) // AT_ONCE)))
 
 
 def _factor(covariance: np.ndarray, jitter: float) -> np.ndarray:
@@ -129,12 +138,15 @@ class Surrogate:
 
     def mean(self, points: np.ndarray) -> np.ndarray:
         """The expected score at coordinates `[M, D]`, lower is better: `[M]`."""
-        return self._cross(points) @ self._weights
+        return np.concatenate([self._cross(part) @ self._weights for part in _parts(points)])
 
     def variance(self, points: np.ndarray) -> np.ndarray:
         """The variance of what is expected there, without the seeds': `[M]`."""
-        half = linalg.solve_triangular(self._factor, self._cross(points).T, lower=True)
-        return np.maximum(self.kernel.variance(self.theta) - (half * half).sum(axis=0), 0.0)
+        before, found = self.kernel.variance(self.theta), []
+        for part in _parts(points):
+            half = linalg.solve_triangular(self._factor, self._cross(part).T, lower=True)
+            found.append(np.maximum(before - (half * half).sum(axis=0), 0.0))
+        return np.concatenate(found)
 
     def samples(self, points: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
         """`n` functions that fit the trials, there: `[n, M]`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,6 +155,21 @@ def _wider(first: Distribution, low: float, high: float) -> Distribution:
 
 def _number(value: Any, like: Distribution) -> int | float:
     return int(value) if like.is_integer else float(value)
+
+
+def inside(space: Space, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Which settings lie in a round's space, `[N]`; what does not exist lies in every range."""
+    found = np.ones(len(rows), bool)
+    for name, d in space.items():
+        values = [row.get(name) for row in rows]
+        if d.options is not None:
+            held = {(type(o) is bool, o) for o in d.options}
+            found &= np.array([v is None or (type(v) is bool, v) in held for v in values], bool)
+            continue
+        at = np.array([math.nan if v is None else v for v in values], np.float64)
+        in_range = (d.or_zero < 1) & (at >= d.low) & (at <= d.high)
+        found &= np.isnan(at) | in_range | ((at == 0) & (d.or_zero > 0))
+    return found
 
 
 def leaning(first: Space, slice_: Sequence[Scored]) -> list[Leaning]:
