@@ -137,6 +137,10 @@ def closed(args: argparse.Namespace) -> int:
     seeds = args.seeds or 10
     tables = run(sizes, names, args.first_seed, seeds, folder, source_versions()["closed"], args.jobs)
     rows = judged(tables)
+    if args.docs:
+        from quality._page import write_closed
+
+        write_closed(rows, seeds, ROOT.parent / "docs")
     code = finish("search quality, closed form", rows, None)
     if args.json:
         machine, versions = machine_and_versions()
