@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtr
 
 from vmaptune.search.surrogate import columns_of
 from vmaptune.search.worth import Worth
@@ -22,6 +23,7 @@ BESIDE = 4  # and from beside the best settings
 MOST_AT_ONCE = 64  # settings chosen from one set of candidates: its covariance grows with the square
 LEAST_TRIALS = 8  # with fewer finite ones there is nothing to learn from
 LEAST_CHOICE = 2  # candidates for each setting, however unlikely they are
+MOST_CHOICE, HOPE = 8, 2.0  # and at the most, by what they may be worth: so many deviations below what is expected
 FUNCTIONS = 4  # drawn for each setting, of which each proposes its best one
 LIKELY = 0.95  # the chance that a candidate must have of being better than the median of plain draws
 LEADERS = 0.05  # of the trials so far: those beside which candidates lie
@@ -80,10 +82,7 @@ def propose(
         count = min(MOST_AT_ONCE, n - start)
         parts = [slice(times * start, times * (start + count)) for times, _ in drawn]
         at = np.concatenate([some[part] for some, part in zip(points, parts, strict=True)])
-        chance = worth.chance_below(level, at)
-        likely = np.flatnonzero(chance >= LIKELY)
-        if len(likely) < LEAST_CHOICE * count:  # nothing is sure yet, or all is noise
-            likely = np.sort(np.argsort(-chance, kind="stable")[: LEAST_CHOICE * count])
+        likely = _hopeful(worth, level, at, count)
         picked = likely[_thompson(worth.samples(at[likely], FUNCTIONS * count, rng), count)]
         columns = {
             name: np.concatenate([np.asarray(d[name], object)[part] for (_, d), part in zip(drawn, parts, strict=True)])
@@ -91,6 +90,20 @@ def propose(
         }
         chosen += rows_of({name: column[picked] for name, column in columns.items()})
     return chosen
+
+
+def _hopeful(worth: Worth, level: float, points: np.ndarray, count: int) -> np.ndarray:
+    """Which candidates `[M, D]` functions are drawn at, for `count` settings, ascending: those that are likely to be
+    better than `level`; of many, those that may be the best."""
+    mean, deviation = worth.outlook(points)
+    chance = (1 - worth.lost(points)) * ndtr((level - mean) / deviation)
+    likely = np.flatnonzero(chance >= LIKELY)
+    if len(likely) < LEAST_CHOICE * count:  # nothing is sure yet, or all is noise
+        likely = np.argsort(-chance, kind="stable")[: LEAST_CHOICE * count]
+    if len(likely) > MOST_CHOICE * count:
+        hope = (mean - HOPE * deviation)[likely]
+        likely = likely[np.argsort(hope, kind="stable")[: MOST_CHOICE * count]]
+    return np.sort(likely)
 
 
 def beside(first: Space, rows: Sequence[Params], worth: Worth, n: int, rng: np.random.Generator) -> dict[str, Any]:

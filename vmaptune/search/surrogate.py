@@ -20,7 +20,7 @@ from scipy.special import ndtri
 from vmaptune.search.kernel import BELOW, JITTER, Kernel
 from vmaptune.space import Distribution, Space
 
-FITS = ((64, 12), (256, 4))  # trials and iterations: the fit to few is a start for that to many
+FITS = ((64, 20), (256, 6))  # trials and iterations: the fit to few is a start for that to many
 MOST_POINTS = 768  # trials that it remembers
 AMONG = 8192  # trials among which it looks for the farthest
 AT_ONCE = 2048  # points that are predicted at once

@@ -65,10 +65,9 @@ class Worth:
         """The variance of what is expected of a training that is finite, without the seeds': `[M]`."""
         return self.value.variance(points)
 
-    def chance_below(self, level: float, points: np.ndarray) -> np.ndarray:
-        """The chance that a setting is finite and its worth below `level`: `[M]`."""
-        deviation = np.sqrt(self.value.variance(points)) + 1e-12
-        return (1 - self.lost(points)) * ndtr((level - self.value.mean(points)) / deviation)
+    def outlook(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same and its deviation, each `[M]`, of a training that is finite."""
+        return self.value.mean(points), np.sqrt(self.value.variance(points)) + 1e-12
 
     def samples(self, points: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
         """`n` functions that fit the trials, there: `[n, M]`."""
