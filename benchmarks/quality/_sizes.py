@@ -58,7 +58,7 @@ def run(
 ) -> Tables:
     """Every task at every size; what has been found before with the same sources is read again."""
     file = folder / f"closed-{version}-{first}-{seeds}.jsonl"
-    known = {}
+    known: dict[tuple[int, str], dict[str, dict[str, Any]]] = {}
     if file.exists():
         for line in file.read_text(encoding="utf-8").splitlines():
             one = json.loads(line)

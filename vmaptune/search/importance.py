@@ -79,7 +79,9 @@ def importance(
     best = _best(ranked, target)
     found = np.array([grid.divergences(best[None])[0] for grid in grids])
     rng = np.random.default_rng(seed)
-    of_again, of_shuffled, at_once = [], [], max(1, AT_ONCE // len(ranked))
+    of_again: list[np.ndarray] = []
+    of_shuffled: list[np.ndarray] = []
+    at_once = max(1, AT_ONCE // len(ranked))
     for start in range(0, resamples, at_once):
         part = min(at_once, resamples - start)
         drawn, mixed = np.zeros((part, len(ranked)), int), np.zeros((part, len(ranked)), bool)

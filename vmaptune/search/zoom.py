@@ -166,6 +166,8 @@ def inside(space: Space, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
             held = {(type(o) is bool, o) for o in d.options}
             found &= np.array([v is None or (type(v) is bool, v) in held for v in values], bool)
             continue
+        assert d.low is not None
+        assert d.high is not None
         at = np.array([math.nan if v is None else v for v in values], np.float64)
         in_range = (d.or_zero < 1) & (at >= d.low) & (at <= d.high)
         found &= np.isnan(at) | in_range | ((at == 0) & (d.or_zero > 0))
