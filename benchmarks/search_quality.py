@@ -1,12 +1,16 @@
 """How good is the setting that each method hands to its user?
 
 python benchmarks/search_quality.py [--quick] [--tasks A,B] [--seeds N] [--json FILE] [--docs] [--work DIR]
+python benchmarks/search_quality.py --closed [--sizes 64,256,512,2048,8192] [--seeds N] [--jobs N] [--json FILE]
 
 Real trainings of the tasks in `quality/_tasks.py`, through the engine. Every method spends the same number of
 trainings, confirmation included; what counts is the setting that it hands over, trained again on 16 seeds that no
 method has seen (their median). `--times` only measures how long a study and a single training take on this machine,
 for the comparison at equal wall-clock; do that on an idle one. `--docs` writes the figure and the tables of
 docs/search_quality.md. What was trained is kept under `--work`, so that a run that was broken off goes on.
+
+`--closed` runs the tasks of `quality/_closed.py`, whose values are formulas, with the same bars at each number of
+trainings, and two more: rounds get better, and so do winners with more trainings.
 
 Needs scikit-learn, optuna, and for its samplers cmaes and torch: pip install '.[bench]'
 """
@@ -28,7 +32,9 @@ import vmaptune as vt
 ROOT = Path(__file__).resolve().parent
 TRIALS, FRESH = 256, 16
 FIRST_SEED = 200  # of the proof; no default was chosen on these
-SEARCH = ("sampler", "zoom", "refine", "surrogate", "decide", "confirm", "repeats")  # what the zoom consists of
+SEARCH = (  # what the zoom consists of
+    "sampler", "coarse_to_fine", "zoom", "refine", "worth", "surrogate", "kernel", "decide", "confirm", "repeats",
+)  # fmt: skip
 RESULTS = ROOT / "results" / "search_quality_cpu2.json"
 
 
@@ -45,6 +51,9 @@ def main() -> int:
     )
     parser.add_argument("--trials", type=int, default=TRIALS, help=f"trainings of a study (default {TRIALS})")
     parser.add_argument("--methods", help="names, with commas between (default: all)")
+    parser.add_argument("--closed", action="store_true", help="tasks in closed form, at many numbers of trainings")
+    parser.add_argument("--sizes", default="64,256,512,2048,8192", help="of --closed: trainings (default %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="of --closed: processes (default 1)")
     parser.add_argument("--times", action="store_true", help="only measure the times")
     parser.add_argument("--rows", action="store_true", help="only judge what has been trained")
     parser.add_argument("--docs", action="store_true", help="write docs/search_quality.md and its figure")
@@ -54,6 +63,8 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="write the rows and tables as JSON")
     args = parser.parse_args()
 
+    if args.closed:
+        return closed(args)
     vt.prepare_devices()
     from quality._judge import judged
     from quality._run import (
@@ -111,6 +122,34 @@ def main() -> int:
     return code
 
 
+def closed(args: argparse.Namespace) -> int:
+    """The tasks in closed form."""
+    from _report import finish, machine_and_versions
+    from quality._closed import WORKS
+    from quality._sizes import judged, run
+
+    from vmaptune.engine.devices import cache_folder
+
+    names = args.tasks.split(",") if args.tasks else [w.name for w in WORKS]
+    sizes = [int(n) for n in args.sizes.split(",")]
+    folder = Path(args.work) if args.work else cache_folder() / "search_quality"
+    folder.mkdir(parents=True, exist_ok=True)
+    seeds = args.seeds or 10
+    tables = run(sizes, names, args.first_seed, seeds, folder, source_versions()["closed"], args.jobs)
+    rows = judged(tables)
+    if args.docs:
+        from quality._page import write_closed
+
+        write_closed(rows, seeds, ROOT.parent / "docs")
+    code = finish("search quality, closed form", rows, None)
+    if args.json:
+        machine, versions = machine_and_versions()
+        settings = {"sizes": sizes, "first_seed": args.first_seed, "seeds": seeds, "sources": source_versions()}
+        whole = {"machine": machine, "versions": versions, "settings": settings, "rows": rows, "tasks": tables}
+        Path(args.json).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    return code
+
+
 def source_versions() -> dict[str, str]:
     """Of the sources that a trained value depends on, a rival's choice besides, and the zoom's choice besides."""
     quality, package = ROOT / "quality", ROOT.parent / "vmaptune"
@@ -119,6 +158,7 @@ def source_versions() -> dict[str, str]:
     found["rival"] = [*files, quality / "_methods.py"]
     search = [package / "search" / f"{name}.py" for name in SEARCH]
     found["zoom"] = [*found["rival"], *search, *sorted((package / "space").glob("*.py"))]
+    found["closed"] = [*found["zoom"], quality / "_closed.py", quality / "_sizes.py"]
     return {
         name: hashlib.sha256(b"".join(f.read_bytes() for f in parts)).hexdigest()[:16] for name, parts in found.items()
     }

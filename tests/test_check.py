@@ -30,7 +30,6 @@ from vmaptune.rewrite import (
     _reductions,
     _turned,
 )
-from vmaptune.search.refine import rows_of
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(96, 8, 8, 1)).astype(np.float32)
@@ -131,7 +130,7 @@ def verdict(module, **changes) -> Checked:
     functions = LaneFunctions(asked.build(), {}, plain.functions.traced)
     assert functions.failure is None
     program = Program(functions, functions.traced, Plan(devices=1, lanes=2, tiles=3, every=10))
-    return check(program, plain, rows_of(asked.space.sample(6, seed=(0, 0))), range(6))
+    return check(program, plain, asked.space.rows(asked.space.sample(6, seed=(0, 0))), range(6))
 
 
 WRITTEN = [(Dense, "shared"), *((module, "own") for module in (Dense, Conv, Recurrent, Heads, Ruled))]

@@ -15,8 +15,10 @@ from scipy.special import ndtri
 import vmaptune as vt
 from vmaptune.search.confirm import Confirmed
 from vmaptune.search.decide import seed_spread, settle, shortlist, shrunken
-from vmaptune.search.refine import propose, surrogate
-from vmaptune.search.surrogate import Surrogate, coordinates, normal_scores
+from vmaptune.search.kernel import LEVEL
+from vmaptune.search.refine import propose
+from vmaptune.search.surrogate import Surrogate, columns_of, coordinates, covering, normal_scores
+from vmaptune.search.worth import Worth
 from vmaptune.search.zoom import Scored
 from vmaptune.space import Space
 
@@ -38,19 +40,28 @@ def bowl(row, i):
     return (row["a"] - 0.3) ** 2 + (math.log10(row["b"]) + 2) ** 2 / 4
 
 
+def surrogate(space, scored):
+    return Worth(space, scored).value
+
+
+def at(space, rows):
+    return coordinates(space, columns_of(space, rows))
+
+
 def test_the_surrogate_predicts_what_scikit_learn_does():
     gp = pytest.importorskip("sklearn.gaussian_process")
     scored = trials(SPACE, 40, 1, bowl)
     fit = surrogate(SPACE, scored)
     kernels = gp.kernels
     kernel = kernels.ConstantKernel(math.exp(fit.theta[-2])) * kernels.Matern(1.0, nu=2.5)
-    metric = fit.metric()
+    kernel += kernels.ConstantKernel(LEVEL)
+    metric = fit.kernel.metric(fit.theta)
     assert np.diag(metric) == pytest.approx(1 / fit.lengths)
     assert abs(metric - np.diag(np.diag(metric))).max() > 1e-3  # a length alone for each setting would be no test
     oracle = gp.GaussianProcessRegressor(kernel, alpha=fit.noise + 1e-8, optimizer=None)
-    oracle.fit(fit.points @ metric.T, fit.scores)
-    other = SPACE.rows(SPACE.sample(9, 2))
-    mean, covariance = oracle.predict(coordinates(SPACE, other) @ metric.T, return_cov=True)
+    oracle.fit(at(SPACE, [s.params for s in scored]) @ metric.T, fit.scores)
+    other = at(SPACE, SPACE.rows(SPACE.sample(9, 2)))
+    mean, covariance = oracle.predict(other @ metric.T, return_cov=True)
     assert fit.mean(other) == pytest.approx(mean, abs=1e-6)
     assert fit.variance(other) == pytest.approx(np.diag(covariance), abs=1e-6)
     drawn = fit.samples(other, 20_000, np.random.default_rng(0))
@@ -59,10 +70,14 @@ def test_the_surrogate_predicts_what_scikit_learn_does():
 
 
 def test_the_gradient_is_that_of_differences():
-    fit = surrogate(MIXED, trials(MIXED, 25, 3, lambda row, i: float(row["n"] + (row["act"] == "relu"))))
-    theta = fit.theta + 0.3
-    found = fit._loss(theta)[1]
-    assert found == pytest.approx(optimize.approx_fprime(theta, lambda t: fit._loss(t)[0], 1e-6), rel=1e-3, abs=1e-3)
+    twice = Space({**MIXED, "again": vt.choice(["relu", "gelu", "tanh"])})  # shares its likeness with `act`
+    scored = trials(twice, 25, 3, lambda row, i: float(row["n"] + (row["act"] == "relu")))
+    fit = surrogate(twice, scored)
+    theta = fit.theta + np.linspace(-0.3, 0.3, len(fit.theta))
+    x = fit.kernel.features(at(twice, [s.params for s in scored]))
+    found = fit.kernel.loss(theta, x, fit.scores)[1]
+    wanted = optimize.approx_fprime(theta, lambda t: fit.kernel.loss(t, x, fit.scores)[0], 1e-6)
+    assert found == pytest.approx(wanted, rel=1e-3, abs=1e-3)
 
 
 def test_scores_by_hand():
@@ -76,11 +91,9 @@ def test_coordinates_by_hand():
         {"act": "gelu", "wd": 0.0, "w": 64, "n": 1, "slope": None},
         {"act": "relu", "wd": 1e-1, "w": 16, "n": 5, "slope": 0.25},
     ]
-    assert coordinates(MIXED, rows) == pytest.approx(
-        np.array([[0.5, -0.15, 1.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.5, 0.25]])
-    )
+    assert at(MIXED, rows) == pytest.approx(np.array([[0.5, -0.15, 1.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.5, 0.25]]))
     first = Space({"b": vt.loguniform(1e-4, 1.0)})
-    assert coordinates(first, [{"b": 10.0}])[0, 0] == pytest.approx(1.25)  # --expand may leave the first space
+    assert at(first, [{"b": 10.0}])[0, 0] == pytest.approx(1.25)  # --expand may leave the first space
 
 
 def test_it_tells_noise_from_worth_and_what_matters_from_what_does_not():
@@ -89,6 +102,67 @@ def test_it_tells_noise_from_worth_and_what_matters_from_what_does_not():
     noisy = surrogate(SPACE, trials(SPACE, 100, 5, lambda row, i: abs(row["a"] - 0.3) + rng.normal(0, 0.3)))
     assert noisy.noise > 0.3 > 0.03 > quiet.noise
     assert quiet.lengths[0] < min(quiet.lengths[1:]) / 2
+
+
+def valley(row, i):
+    return min(1.0, 0.02 + 0.25 * (math.log10(row["b"]) + 2.5) ** 2 + 0.1 * (row["a"] - 0.3) ** 2)
+
+
+@pytest.mark.parametrize("told", [300, 2000])
+def test_bad_regions_are_not_forgotten_however_many_trials_there_are(told):
+    anywhere = trials(SPACE, 100, 1, valley)
+    box = SPACE.replace(b=vt.loguniform(1e-3, 1e-2), a=vt.uniform(0.1, 0.5))
+    known = [*anywhere, *(replace(s, trial=100 + s.trial) for s in trials(box, told - 100, 2, valley))]
+    worse = np.median([s.value for s in anywhere])
+    found = propose(box, SPACE, known, 64, seed=(0, 5), method="sobol")
+    assert np.mean([valley(row, 0) > worse for row in found]) <= 0.15
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 60), most=st.integers(2, 40), seed=st.integers(0, 99), ties=st.booleans())
+def test_a_covering_holds_the_best_and_the_farthest(n, most, seed, ties):
+    rng = np.random.default_rng(seed)
+    points, scores = rng.random((n, 2)).round(1 if ties else 9), rng.normal(size=n)
+    chosen = list(covering(points, scores, most))
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == min(n, most)
+    assert set(np.argsort(scores)[: min(n, most) // 2]) <= set(chosen)
+    if n > most:  # farthest first: no other lies farther from the chosen than these from one another, but for the best
+
+        def gap(i, others):
+            return min(float(((points[i] - points[j]) ** 2).sum()) for j in others)
+
+        best = set(np.argsort(scores)[: most // 2])
+        added = [i for i in chosen if i not in best]
+        widest = max(gap(i, chosen) for i in range(n) if i not in chosen)
+        assert min(gap(i, [j for j in chosen if j != i]) for i in added) >= widest - 1e-12 or len(added) == 1
+
+
+def test_it_learns_which_options_go_together():
+    options = ["a1", "b1", "a2", "b2", "a3", "b3"]
+    space = Space({"x": vt.choice(options), "y": vt.choice(options)})
+    scored = trials(space, 80, 1, lambda row, i: float((row["x"][0] == "b") + (row["y"][0] == "b")))
+    fit = surrogate(space, scored)
+    metric = fit.kernel.metric(fit.theta)[:6, :6]
+    apart = ((metric.T[:, None] - metric.T[None, :]) ** 2).sum(axis=2)
+    kind = np.array([o[0] for o in options])
+    alike = (kind[:, None] == kind[None, :]) & ~np.eye(6, dtype=bool)
+    assert apart[alike].max() < apart[kind[:, None] != kind[None, :]].min()
+
+
+def test_where_trainings_are_lost_is_learned_beside_what_the_others_are_worth():
+    def value(row, i):  # best just before it diverges
+        return math.nan if row["a"] > 0.6 else 1 - row["a"]
+
+    scored = trials(SPACE, 80, 2, value)
+    worth = Worth(SPACE, scored)
+    lost = worth.lost(at(SPACE, [{"a": a, "b": 1e-2, "c": 0.5} for a in (0.2, 0.5, 0.7, 0.9)]))
+    assert lost[1] < 0.2
+    assert lost[0] < 0.05 < 0.8 < lost[2]
+    assert lost[3] > 0.95
+    found = propose(SPACE, SPACE, scored, 40, seed=(0, 1), method="sobol")
+    assert np.mean([row["a"] > 0.6 for row in found]) <= 0.15
+    assert np.mean([row["a"] for row in found]) > 0.4
 
 
 @settings(max_examples=12, deadline=None)
@@ -127,7 +201,7 @@ def test_trials_stopped_early_rank_behind_those_that_went_on():
     scored = trials(SPACE, 30, 1, bowl)
     stopped = [replace(s, rung=5, value=s.value - 100) if i % 2 else s for i, s in enumerate(scored)]
     fit = surrogate(SPACE, stopped)
-    assert max(fit.scores[:15]) < min(fit.scores[15:])
+    assert max(fit.scores[::2]) < min(fit.scores[1::2])
 
 
 def test_the_shortlist_takes_no_lucky_draw():
@@ -190,5 +264,6 @@ def test_a_finalist_that_failed_comes_last_and_one_of_the_last_wave_first():
 
 
 def test_a_surrogate_of_one_point_repeated_does_not_fail():
-    fit = Surrogate(SPACE, [{"a": 0.5, "b": 0.1, "c": 0.5}] * 10, np.linspace(-1, 1, 10))
-    assert np.isfinite(fit.samples([{"a": 0.5, "b": 0.1, "c": 0.5}] * 3, 2, np.random.default_rng(0))).all()
+    points = at(SPACE, [{"a": 0.5, "b": 0.1, "c": 0.5}] * 10)
+    fit = Surrogate(SPACE, points, np.linspace(-1, 1, 10))
+    assert np.isfinite(fit.samples(points[:3], 2, np.random.default_rng(0))).all()

@@ -15,7 +15,6 @@ from samplers import follow
 import vmaptune as vt
 from vmaptune.search.confirm import Budget, split_budget, split_search
 from vmaptune.search.decide import last_wave
-from vmaptune.search.refine import rows_of
 from vmaptune.search.repeats import first_repeats, more_repeats, resized, wanted_repeats
 from vmaptune.search.zoom import Scored
 from vmaptune.space import Space
@@ -25,7 +24,7 @@ SPACE = Space({"a": vt.uniform(0, 1), "b": vt.loguniform(1e-4, 1.0)})
 
 def searched(n: int, noise: float) -> list[Scored]:
     rng = np.random.default_rng(0)
-    rows = rows_of(SPACE.sample(n, 1))
+    rows = SPACE.rows(SPACE.sample(n, 1))
     worth = [(row["a"] - 0.3) ** 2 + (math.log10(row["b"]) + 2) ** 2 / 10 for row in rows]
     return [Scored(i, row, w + rng.normal(0, noise)) for i, (row, w) in enumerate(zip(rows, worth, strict=True))]
 

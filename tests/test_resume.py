@@ -231,7 +231,7 @@ def test_a_round_that_was_begun_is_not_drawn_again(file, reference, tmp_path, mo
         patch.setattr(Training, "train", crash_in_round(1))
         with pytest.raises(MemoryError):
             vt.run(file, out=out, **OPTIONS)
-    monkeypatch.setattr("vmaptune.study._searching.propose", lambda *_, **__: pytest.fail("it was drawn again"))
+    monkeypatch.setattr("vmaptune.search.coarse_to_fine.propose", lambda *_, **__: pytest.fail("it was drawn again"))
     resume(out)
     assert content(out) == content(reference)
 

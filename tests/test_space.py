@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -47,6 +48,31 @@ def test_lograndint_follows_its_law():
     expected = np.log((k + 0.5) / (k - 0.5)) / np.log(40.5 / 1.5)
     counts = np.bincount(draw(d), minlength=41)[2:]
     assert stats.chisquare(counts, expected * N).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("high", [10**7, 10**10, 10**15])
+def test_a_wide_lograndint_follows_its_law_and_needs_no_list_of_its_values(high):
+    d = vt.lograndint(1, high)
+    tracemalloc.start()
+    values = draw(d)
+    assert tracemalloc.get_traced_memory()[1] < 30 * values.nbytes
+    tracemalloc.stop()
+    cuts = np.log(np.array([0.5, 1.5, 2.5, 10.5, 1e3 + 0.5, 1e6 + 0.5, high + 0.5]))
+    counts, _ = np.histogram(values, np.exp(cuts))
+    assert stats.chisquare(counts, np.diff(cuts) / (cuts[-1] - cuts[0]) * N).pvalue > 1e-3
+    assert list(d.from_unit(d.to_unit(values[:500]))) == list(values[:500])
+    assert d.contains(12)
+    assert not d.contains(12.5)
+    assert not d.contains(high + 1)
+
+
+def test_the_edges_of_lograndint_are_those_of_its_law():
+    d = vt.lograndint(3, 20)
+    edges = np.log(np.arange(3, 22) - 0.5)
+    edges = (edges - edges[0]) / (edges[-1] - edges[0])
+    u = np.concatenate([edges, np.nextafter(edges, 0), np.nextafter(edges, 1), np.linspace(0, 1, 999)]).clip(0, 1)
+    wanted = 3 + np.clip(np.searchsorted(edges, u, side="right") - 1, 0, 17)
+    assert list(d.from_unit(u)) == list(wanted)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import vmaptune as vt
 from vmaptune.search.confirm import Budget, finalists, rank, split_budget
-from vmaptune.search.zoom import Scored, best, leaning, slice_of, zoom
+from vmaptune.search.zoom import Scored, _tail, best, inside, leaning, slice_of, zoom
 from vmaptune.space import Space
 
 
@@ -195,3 +196,31 @@ def test_finalists_differ_and_ranking_puts_failures_last():
         (8, 0.0, 2, 1),
     ]
     assert ranked[1].std == pytest.approx(math.sqrt(2))
+
+
+@pytest.mark.parametrize(("at_least", "n", "p"), [(0, 5, 0.1), (3, 10, 0.1), (700, 5000, 0.1), (5000, 9000, 0.5)])
+def test_the_binomial_tail_is_that_of_whole_numbers(at_least, n, p):
+    p = Fraction(p).limit_denominator(10)
+    exact = sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(at_least, min(n, at_least + 400) + 1))
+    assert _tail(at_least, n, float(p)) == pytest.approx(float(exact), rel=1e-9, abs=1e-300)
+
+
+def test_a_hundred_thousand_trials_lean_on_a_bound():
+    first = Space({"x": vt.uniform(0, 1), "n": vt.ordinal([1, 2, 3])})
+    slice_ = [Scored(i, {"x": 0.95 + 0.05 * (i % 2), "n": 3}, 0.0) for i in range(15_000)]
+    assert [(lean.name, lean.side) for lean in leaning(first, slice_)] == [("x", "upper"), ("n", "upper")]
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 999), round_=st.integers(0, 1))
+def test_inside_is_what_every_range_contains(seed, round_):
+    first = Space(
+        {
+            "act": vt.choice(["a", "b", True, 1]), "wd": vt.loguniform(1e-6, 1e-1, or_zero=0.3), "n": vt.randint(1, 40),
+            "slope": vt.uniform(0, 1, when={"act": ["a"]}),
+        }
+    )  # fmt: skip
+    rows = first.rows(first.sample(40, seed))
+    box = zoom(first, first, [Scored(i, row, float(i)) for i, row in enumerate(rows[: 4 + 20 * round_])])
+    wanted = [all(v is None or box[name].contains(v) for name, v in row.items()) for row in rows]
+    assert list(inside(box, rows)) == wanted

@@ -18,7 +18,7 @@ import numpy as np
 
 from vmaptune.search.confirm import finalists, rank, split_budget
 from vmaptune.search.sampler import Sampler, trial_seed
-from vmaptune.search.zoom import Scored
+from vmaptune.search.zoom import Scored, inside
 from vmaptune.space import Space
 
 Params = dict[str, Any]
@@ -78,6 +78,7 @@ def zoom(space: Space, trials: int, seed: int, **options: Any) -> Method:
     """The package's own search, as `vt.Sampler` and `run` do it."""
     sampler = Sampler(space, trials=trials, seed=seed, **options)
     used, spent = 0, 0.0
+    rounds: dict[int, list[tuple[Params, float]]] = {}
     while not sampler.done:
         started = time.thread_time()
         asked = sampler.ask(trials)
@@ -87,9 +88,23 @@ def zoom(space: Space, trials: int, seed: int, **options: Any) -> Method:
         started = time.thread_time()
         sampler.tell({a.trial: v for a, v in zip(asked, values, strict=True)})
         spent += time.thread_time() - started
+        for a, v in zip(asked, values, strict=True):
+            if a.of is None:
+                rounds.setdefault(a.round, []).append((a.params, v if math.isfinite(v) else math.inf))
+    median = float(np.median([v for _, v in rounds[0]]))
+    worse = [float(np.mean([v > median for _, v in found])) for found in rounds.values()]
+    outside = [
+        1 - float(inside(s, [p for p, _ in f]).mean()) for s, f in zip(sampler.spaces, rounds.values(), strict=True)
+    ]
     best = sampler.best
     assert best is not None
-    return Found(best["params"], sampler.ranked[0].expected, used, overhead=[spent], more={"mean": best["value"]})
+    return Found(
+        best["params"],
+        sampler.ranked[0].expected,
+        used,
+        overhead=[spent],
+        more={"mean": best["value"], "worse": worse, "outside": outside},
+    )
 
 
 def optuna_search(space: Space, trials: int, seed: int, kind: str, batch: int = 1, confirm: bool = False) -> Method:

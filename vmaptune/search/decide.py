@@ -14,7 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from vmaptune.search.confirm import Confirmed, finalists, rank
-from vmaptune.search.refine import LEAST_TRIALS, surrogate
+from vmaptune.search.refine import LEAST_TRIALS, Learn
+from vmaptune.search.surrogate import columns_of, coordinates
+from vmaptune.search.worth import Worth
 from vmaptune.search.zoom import Scored, best
 from vmaptune.space import Space
 
@@ -22,13 +24,13 @@ DRAWS = 1000  # of who is the best
 LEAST_DEGREES = 1  # of freedom, to say anything of the seeds' spread
 
 
-def shortlist(first: Space, scored: Sequence[Scored], k: int) -> list[Scored]:
+def shortlist(first: Space, scored: Sequence[Scored], k: int, learn: Learn = Worth) -> list[Scored]:
     """The `k` settings to confirm, that differ: the best by rung, then by what the surrogate expects of them; with
     fewer than eight finite trials, by rung and value."""
     finite = best(scored, len(scored))
     if len(finite) < LEAST_TRIALS:
         return finalists(scored, k)
-    expected = surrogate(first, scored).mean([s.params for s in finite])
+    expected = learn(first, scored).mean(coordinates(first, columns_of(first, [s.params for s in finite])))
     smooth = [replace(s, value=float(m)) for s, m in zip(finite, expected, strict=True)]
     by_trial = {s.trial: s for s in finite}
     return [by_trial[s.trial] for s in finalists(smooth, k)]
@@ -57,7 +59,9 @@ def smoothed(first: Space, scored: Sequence[Scored], repeats: Mapping[int, Seque
     if len(best(scored, LEAST_TRIALS)) >= LEAST_TRIALS:
         params = {s.trial: s.params for s in scored}
         again = [Scored(-1, params[t], v) for t, values in repeats.items() for v in values]
-        means = surrogate(first, [*again, *scored]).mean([params[c.trial] for c in ranked])
+        means = Worth(first, [*again, *scored]).mean(
+            coordinates(first, columns_of(first, [params[c.trial] for c in ranked]))
+        )
         place = {c.trial: float(m) for c, m in zip(ranked, means, strict=True)}
         ranked = sorted(ranked, key=lambda c: (c.infeasible > 0, c.infeasible, place[c.trial], c.trial))
     return [c.trial for c in ranked]

@@ -23,6 +23,7 @@ TARGET = 0.1  # "the best": this fraction of the trials,
 MOST_TARGET = 0.3  # or up to this one, until
 LEAST_BEST = 30  # so many are in it: a density of fewer is noise
 LEAST_TRIALS = 20  # with fewer there is nothing to say
+AT_ONCE = 2_000_000  # numbers of resampled trials: tens of megabytes
 _LEAST_SIGMA = 0.5 / 1.64  # in cells: nine tenths of a kernel stay in its own cell
 
 
@@ -78,13 +79,19 @@ def importance(
     best = _best(ranked, target)
     found = np.array([grid.divergences(best[None])[0] for grid in grids])
     rng = np.random.default_rng(seed)
-    drawn, mixed = np.zeros((resamples, len(ranked)), int), np.zeros((resamples, len(ranked)), bool)
-    for i in range(resamples):
-        drawn[i] = rng.integers(len(ranked), size=len(ranked))
-        mixed[i] = rng.permutation(best)
-    best_drawn = np.array([_best(ranked[one], target) for one in drawn])
-    again = np.stack([grid.divergences(best_drawn, drawn) for grid in grids], 1)
-    shuffled = np.stack([grid.divergences(mixed) for grid in grids], 1)
+    of_again: list[np.ndarray] = []
+    of_shuffled: list[np.ndarray] = []
+    at_once = max(1, AT_ONCE // len(ranked))
+    for start in range(0, resamples, at_once):
+        part = min(at_once, resamples - start)
+        drawn, mixed = np.zeros((part, len(ranked)), int), np.zeros((part, len(ranked)), bool)
+        for i in range(part):
+            drawn[i] = rng.integers(len(ranked), size=len(ranked))
+            mixed[i] = rng.permutation(best)
+        best_drawn = np.array([_best(ranked[one], target) for one in drawn])
+        of_again.append(np.stack([grid.divergences(best_drawn, drawn) for grid in grids], 1))
+        of_shuffled.append(np.stack([grid.divergences(mixed) for grid in grids], 1))
+    again, shuffled = np.concatenate(of_again), np.concatenate(of_shuffled)  # [resamples, D]
     total = float(found.sum()) or 1.0
     shares = again / np.maximum(again.sum(axis=1, keepdims=True), 1e-300)
     low, high = np.quantile(shares, [0.05, 0.95], axis=0)

@@ -13,7 +13,9 @@ import numpy as np
 
 from vmaptune.search.confirm import Budget
 from vmaptune.search.decide import chances, last_wave, seed_spread
-from vmaptune.search.refine import LEAST_TRIALS, surrogate
+from vmaptune.search.refine import LEAST_TRIALS, Learn
+from vmaptune.search.surrogate import columns_of, coordinates
+from vmaptune.search.worth import Worth
 from vmaptune.search.zoom import Scored, best
 from vmaptune.space import Space
 
@@ -22,7 +24,9 @@ LEAST = 2  # fresh seeds of a finalist: one has no spread
 SURE = 0.95  # a chance of being the best at which nothing more is trained
 
 
-def resized(budget: Budget, first: Space, scored: Sequence[Scored], *, repeats: int = 1) -> Budget:
+def resized(
+    budget: Budget, first: Space, scored: Sequence[Scored], *, repeats: int = 1, learn: Learn = Worth
+) -> Budget:
     """The budget with as large a confirmation as the noise asks for, known before the last search round.
 
     What the noise doesn't ask for, the last round gets. The surrogate of the trials so far says how much of the
@@ -38,19 +42,18 @@ def resized(budget: Budget, first: Space, scored: Sequence[Scored], *, repeats: 
     """
     if len(budget.rounds) < 2 or not budget.finalists or len(best(scored, LEAST_TRIALS)) < LEAST_TRIALS:
         return budget
-    wanted = min(budget.repeats, wanted_repeats(first, scored, budget.finalists, repeats))
+    wanted = min(budget.repeats, wanted_repeats(learn(first, scored), scored, budget.finalists, repeats))
     spare = budget.finalists * (budget.repeats - wanted)
     return replace(budget, rounds=(*budget.rounds[:-1], budget.rounds[-1] + spare), repeats=wanted)
 
 
-def wanted_repeats(first: Space, scored: Sequence[Scored], k: int, repeats: int = 1) -> int:
+def wanted_repeats(worth: Worth, scored: Sequence[Scored], k: int, repeats: int = 1) -> int:
     """How many fresh seeds tell the `k` best settings apart reliably, by the surrogate; at least two."""
-    fit = surrogate(first, scored)
-    rows = [s.params for s in best(scored, len(scored))]
-    expected = fit.mean(rows)
+    points = coordinates(worth.first, columns_of(worth.first, [s.params for s in best(scored, len(scored))]))
+    expected = worth.mean(points)
     leaders = np.argsort(expected, kind="stable")[: max(2, k)]
-    own = float(np.var(expected[leaders], ddof=1)) + float(fit.variance([rows[i] for i in leaders]).mean())
-    wanted = RELIABLE / (1 - RELIABLE) * fit.noise * repeats / max(own, 1e-12)
+    own = float(np.var(expected[leaders], ddof=1)) + float(worth.variance(points[leaders]).mean())
+    wanted = RELIABLE / (1 - RELIABLE) * worth.noise * repeats / max(own, 1e-12)
     return max(LEAST, math.ceil(min(wanted, 1e6)))
 
 

@@ -10,15 +10,11 @@ from typing import Any
 import numpy as np
 
 from vmaptune.errors import InputError
+from vmaptune.search.coarse_to_fine import KEEP, MARGIN, CoarseToFine
 from vmaptune.search.confirm import Budget, Confirmed, finalists, split_budget
-from vmaptune.search.decide import settle, shortlist
-from vmaptune.search.refine import propose
-from vmaptune.search.repeats import first_repeats, more_repeats, resized
-from vmaptune.search.zoom import Scored, slice_of, zoom
+from vmaptune.search.zoom import Scored
 from vmaptune.space import Space
 
-KEEP = 0.15  # the slice; measured against wider ones
-MARGIN = 0.10
 ROUNDS = 6
 DIRECTIONS = ("minimize", "maximize")
 
@@ -89,7 +85,8 @@ class Sampler:
             raise InputError(f"Sampler(): `margin` must be at least 0, but got {margin!r}")
         self.space = space if isinstance(space, Space) else Space(space)
         self.budget: Budget = split_budget(trials, max(1, min(ROUNDS, trials // 8)) if rounds is None else rounds)
-        self.seed, self.keep, self.margin, self.method, self.expand = seed, keep, margin, method, expand
+        self.seed = seed
+        self.search = CoarseToFine(self.space, seed, method, keep, margin, expand)
         self.direction = direction
         self._sign = 1.0 if direction == "minimize" else -1.0
         self._spaces = [self.space]
@@ -187,22 +184,17 @@ class Sampler:
     def _finish_round(self) -> None:
         number = self._round
         if number >= len(self.budget.rounds):
-            left = self.budget.finalists * self.budget.repeats - (len(self._trials) - self._searched)
-            self._confirm(more_repeats(self._repeats(), left))
+            self._confirm(self.search.next_wave(self._repeats(), self.budget))
             return
         ids = [t.trial for t in self._trials if t.round == number]
-        found = self._scored(ids)
-        share = self.keep * self.budget.rounds[number] / (len(self._slice) + len(found))
-        self._slice = slice_of([*self._slice, *found], min(1.0, share))
+        self._slice = self.search.slice_of([*self._slice, *self._scored(ids)], self.budget.rounds[number])
         if number + 1 < len(self.budget.rounds):
-            now = self._spaces[-1]
-            finer = zoom(now, self.space, self._slice, margin=self.margin, expand=self.expand) if self._slice else now
-            self._spaces.append(finer)
+            self._spaces.append(self.search.finer(self._spaces[-1], self._slice))
             self._draw(number + 1)
             return
         self._searched = len(self._trials)
-        chosen = shortlist(self.space, self._scored(range(self._searched)), self.budget.finalists)
-        self._confirm({s.trial: first_repeats(self.budget) for s in chosen})
+        chosen = self.search.finalists(self._scored(range(self._searched)), self.budget)
+        self._confirm(self.search.first_wave((s.trial for s in chosen), self.budget))
 
     def _confirm(self, wave: Mapping[int, int]) -> None:
         """Each of these trials' settings so many times more; without any, the end."""
@@ -213,17 +205,12 @@ class Sampler:
         if not wave:
             self.done = True
             if self._round >= len(self.budget.rounds):
-                self.ranked = settle(self._repeats())
+                self.ranked = self.search.ranked(self._repeats())
 
     def _draw(self, number: int) -> None:
         so_far = self._scored(range(len(self._trials)))
-        if number + 1 == len(self.budget.rounds):
-            self.budget = resized(self.budget, self.space, so_far)
-        drawn = propose(
-            self._spaces[-1], self.space, so_far, self.budget.rounds[number], seed=(self.seed, number),
-            method=self.method,
-        )  # fmt: skip
-        for params in drawn:
+        self.budget = self.search.resized(self.budget, number, so_far)
+        for params in self.search.settings(self._spaces[-1], so_far, number, self.budget.rounds[number]):
             self._add(params, number)
 
     def _add(self, params: dict[str, Any], number: int, of: int | None = None) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from vmaptune.space import Distribution, Space, held_bounds
 
@@ -157,6 +158,23 @@ def _number(value: Any, like: Distribution) -> int | float:
     return int(value) if like.is_integer else float(value)
 
 
+def inside(space: Space, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Which settings lie in a round's space, `[N]`; what does not exist lies in every range."""
+    found = np.ones(len(rows), bool)
+    for name, d in space.items():
+        values = [row.get(name) for row in rows]
+        if d.options is not None:
+            held = {(type(o) is bool, o) for o in d.options}
+            found &= np.array([v is None or (type(v) is bool, v) in held for v in values], bool)
+            continue
+        assert d.low is not None
+        assert d.high is not None
+        at = np.array([math.nan if v is None else v for v in values], np.float64)
+        in_range = (d.or_zero < 1) & (at >= d.low) & (at <= d.high)
+        found &= np.isnan(at) | in_range | ((at == 0) & (d.or_zero > 0))
+    return found
+
+
 def leaning(first: Space, slice_: Sequence[Scored]) -> list[Leaning]:
     """The bounds of the first space on which the slice leans.
 
@@ -204,4 +222,4 @@ def _share_at(d: Distribution, side: str) -> float:
 
 def _tail(at_least: int, n: int, p: float) -> float:
     """P(X >= at_least) for X ~ Binomial(n, p)."""
-    return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(at_least, n + 1))
+    return float(special.bdtrc(at_least - 1, n, p)) if at_least > 0 else 1.0

@@ -83,12 +83,14 @@ class Distribution:
 
     def contains(self, value: Any) -> bool:
         """Whether a value can be drawn."""
-        values = self.values()
-        if values is not None:
-            return any(v == value and isinstance(v, bool) == isinstance(value, bool) for v in values)
+        if self.options is not None:
+            return any(v == value and isinstance(v, bool) == isinstance(value, bool) for v in self.values() or ())
         if not _is_number(value):
             return False
-        return (self.or_zero > 0 and value == 0) or (self.or_zero < 1 and self._in_range(value))
+        if self.or_zero > 0 and value == 0:
+            return True
+        there = self.or_zero < 1 and self._in_range(value)
+        return there and (self._count() is None or bool(self._from_index(self._index([value]))[0] == value))
 
     def __repr__(self) -> str:
         if self.options is not None:
@@ -122,9 +124,7 @@ class Distribution:
             lo, hi = self.scaled_bounds
             values = self.from_scaled(lo + t * (hi - lo))
         else:
-            edges = self._edges(count)
-            index = np.clip(np.searchsorted(edges, t, side="right") - 1, 0, count - 1)
-            values = self._from_index(index)
+            values = self._from_index(self._index_at(t, count))
         return np.where(u < p, self._zeros(len(u)), values) if p else values
 
     def to_unit(self, values: Sequence[Any] | np.ndarray) -> np.ndarray:
@@ -141,9 +141,8 @@ class Distribution:
                 c = self.to_scaled(np.asarray(rest, np.float64))
                 t[~zero] = (c - lo) / (hi - lo) if hi > lo else 0.5
             else:
-                edges = self._edges(count)
                 index = self._index(rest)
-                t[~zero] = (edges[index] + edges[index + 1]) / 2
+                t[~zero] = (self._edge(index, count) + self._edge(index + 1, count)) / 2
         return np.where(zero, p / 2, p + (1 - p) * np.clip(t, 0.0, 1.0))
 
     # ---- the scale, which a zoom works in ------------------------------------------------------------
@@ -215,13 +214,27 @@ class Distribution:
             return round((self.high - self.low) / self.step) + 1
         return 1 if self.low == self.high else None
 
-    def _edges(self, count: int) -> np.ndarray:
-        """Where each value's share of the unit interval begins, and 1 at the end: `[count + 1]`."""
+    def _edge(self, index: np.ndarray, count: int) -> np.ndarray:
+        """Where the shares of these values in the unit interval begin; 1 for the one after the last."""
         if self.kind == "lograndint":
             assert self.low is not None
-            cuts = np.log(np.arange(count + 1) + float(self.low) - 0.5)
-            return (cuts - cuts[0]) / (cuts[-1] - cuts[0])
-        return np.arange(count + 1) / count
+            first, last = np.log(np.array([0.0, float(count)]) + (float(self.low) - 0.5))
+            return (np.log(index + (float(self.low) - 0.5)) - first) / (last - first)
+        return index / count
+
+    def _index_at(self, t: np.ndarray, count: int) -> np.ndarray:
+        """Which value's share each point `t` of the unit interval lies in: the law's inverse, and a step where it was
+        rounded across an edge."""
+        if self.kind == "lograndint":
+            assert self.low is not None
+            first, last = np.log(np.array([0.0, float(count)]) + (float(self.low) - 0.5))
+            near = np.exp(first + t * (last - first)) - (float(self.low) - 0.5)
+        else:
+            near = t * count
+        index = np.clip(near.astype(np.int64), 0, count - 1)
+        index -= (index > 0) & (self._edge(index, count) > t)
+        index += (index < count - 1) & (self._edge(index + 1, count) <= t)
+        return index
 
     def _from_index(self, index: np.ndarray) -> np.ndarray:
         if self.options is not None:
@@ -242,7 +255,7 @@ class Distribution:
             return np.array([positions[type(v) is bool, _plain(v)] for v in values], int)
         assert self.low is not None
         step = self.step if self.step is not None else 1
-        return np.round((np.asarray(values, np.float64) - self.low) / step).astype(int)
+        return np.round((np.asarray(values, np.float64) - self.low) / step).astype(np.int64)
 
     def _in_range(self, value: float) -> bool:
         assert self.low is not None

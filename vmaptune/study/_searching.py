@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vmaptune.search.coarse_to_fine import CoarseToFine
 from vmaptune.search.confirm import Confirmed, finalists
-from vmaptune.search.decide import settle, shortlist
 from vmaptune.search.pbt import PBT
 from vmaptune.search.proposer import proposer_for
-from vmaptune.search.refine import propose
-from vmaptune.search.repeats import first_repeats, more_repeats, resized
-from vmaptune.search.zoom import Scored, best, slice_of, zoom
+from vmaptune.search.zoom import Scored, best
 from vmaptune.space import Space
 from vmaptune.store.ledger import TrialRow
 from vmaptune.study._population import Population
@@ -35,6 +33,10 @@ class Search:
         self.study = study
         self._proposer = proposer_for(study.options.method, study.first, study.options.seed)
         self._proposed: dict[int, list[Params]] = {}  # by round
+        options = study.options
+        self._decisions = CoarseToFine(
+            study.first, options.seed, options.design, options.keep, options.margin, options.expand, options.repeats
+        )
         if self._proposer is not None and self._proposer.note:
             study.counts.warn(self._proposer.note)
 
@@ -45,7 +47,7 @@ class Search:
         number = 0
         while study.cut(number):
             found = study.rounds.standings(study.rounds.train(self.begin_round(number), self.keeps))
-            slice_ = slice_of([*slice_, *found], self._keep(number, len(slice_) + len(found)))
+            slice_ = self._decisions.slice_of([*slice_, *found], study.budget.rounds[number])
             number += 1
             if self._proposer is not None:
                 self._proposer.tell([(s.params, s.value) for s in found])
@@ -96,11 +98,7 @@ class Search:
         standings = study.rounds.standings(study.rounds.searched())
         if study.pace:
             study.pace.confirmation(standings)
-        chosen = (
-            shortlist(study.first, standings, study.budget.finalists)
-            if study.budget.finalists
-            else finalists(standings, 1)
-        )
+        chosen = self._decisions.finalists(standings, study.budget) or finalists(standings, 1)
         if not chosen:
             study.counts.warn(ALL_INFEASIBLE)
             return None, []
@@ -108,7 +106,9 @@ class Search:
             return chosen[0], []
         values: dict[int, list[float]] = {s.trial: [] for s in chosen}
         # a time buys all of its repeats at once: what is left of it when they are in, nobody knows
-        wave = dict.fromkeys(values, study.budget.repeats if study.pace else first_repeats(study.budget))
+        wave = self._decisions.first_wave(values, study.budget)
+        if study.pace:
+            wave = dict.fromkeys(values, study.budget.repeats)
         params = {s.trial: s.params for s in chosen}
         while wave:
             study.counts.round, study.counts.phase = study.counts.round + 1, "confirm"
@@ -116,10 +116,9 @@ class Search:
             for row in study.rounds.train(study.rounds.add("confirm", None, settings), keep=True):
                 assert row.of is not None
                 values[row.of].append(study.rounds.scored(row).value)
-            left = study.budget.finalists * study.budget.repeats - sum(map(len, values.values()))
-            wave = {} if study.pace else more_repeats(values, left)
+            wave = {} if study.pace else self._decisions.next_wave(values, study.budget)
         study.counts.trials = len(study.training.rows)  # fewer, where the winner was sure before
-        ranked = settle(values)
+        ranked = self._decisions.ranked(values)
         study.rounds.decide("confirm", {"ranked": [c.trial for c in ranked], "chances": [c.chance for c in ranked]})
         return next(s for s in standings if s.trial == ranked[0].trial), ranked
 
@@ -162,10 +161,7 @@ class Search:
             if number not in self._proposed:
                 self._proposed[number] = self._proposer.ask(n)
             return self._proposed[number]
-        return propose(
-            study.space, study.first, self._known(number), n, seed=(study.options.seed, number),
-            method=study.options.design,
-        )  # fmt: skip
+        return self._decisions.settings(study.space, self._known(number), number, study.budget.rounds[number])
 
     def _known(self, number: int) -> list[Scored]:
         """What a round's settings are drawn from: the trials of the rounds before, but those that said nothing yet."""
@@ -183,7 +179,7 @@ class Search:
             if row.round == number:
                 study.budget = replace(budget, rounds=tuple(row.data["rounds"]), repeats=row.data["repeats"])
                 return
-        study.budget = resized(budget, study.first, self._known(number), repeats=study.options.repeats)
+        study.budget = self._decisions.resized(budget, number, self._known(number))
         if study.budget != budget:
             study.rounds.decide("budget", {"rounds": study.budget.rounds, "repeats": study.budget.repeats})
 
@@ -195,7 +191,7 @@ class Search:
                 f"space; lower the upper end of the learning rate, or look for a loss that is never finite"
             )
             return space
-        finer = zoom(space, study.first, slice_, margin=study.options.margin, expand=study.options.expand)
+        finer = self._decisions.finer(space, slice_)
         if study.options.expand:
             finer, notes = within_padding(finer, study.first, study.groups.statics)
             for note in notes:
@@ -207,12 +203,7 @@ class Search:
         """The best of all trials so far: those that have ended, and those that train by the rung they reached."""
         study = self.study
         found = study.rounds.standings(study.rounds.searched())
-        return slice_of(found, self._keep(study.counts.round, len(found)))
-
-    def _keep(self, number: int, n: int) -> float:
-        """Which share of `n` settings is as many as a round's own share."""
-        study = self.study
-        return study.options.keep * (study.budget.rounds[number] // study.options.repeats) / n
+        return self._decisions.slice_of(found, study.budget.rounds[study.counts.round])
 
     @property
     def keeps(self) -> bool:

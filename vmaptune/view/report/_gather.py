@@ -14,7 +14,7 @@ import numpy as np
 from vmaptune.errors import StudyError
 from vmaptune.search.confirm import repeated
 from vmaptune.search.importance import Importance, importance
-from vmaptune.search.zoom import Leaning, Scored, leaning, slice_of
+from vmaptune.search.zoom import Leaning, Scored, inside, leaning, slice_of
 from vmaptune.space import Space
 from vmaptune.store.reader import Reading
 from vmaptune.store.rows import DecisionRow, GroupRow, RoundRow, TrialRow
@@ -179,6 +179,15 @@ class StudyData:
         keep = float(self.meta.get("options", {}).get("keep", 0.15))
         last = {int(of) for of in self.of[self.round == self.round.max()]}
         return slice_of(self.standings(self.settings.values()), keep * len(last) / len(self.settings))
+
+    @cached_property
+    def outside(self) -> list[float]:
+        """The share of each round's trials that lie outside its space: the search hoped for something there."""
+        rounds = [np.flatnonzero(self.round == row.round) for row in self.rounds]
+        return [
+            float(1 - inside(space, [self.params[i] for i in where.tolist()]).mean()) if len(where) else 0.0
+            for space, where in zip(self.spaces, rounds, strict=True)
+        ]
 
     @cached_property
     def leanings(self) -> list[Leaning]:

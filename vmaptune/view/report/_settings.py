@@ -213,6 +213,12 @@ def zoom(data: StudyData) -> Picture:
     what = f"narrowed or moved {', '.join(narrowed)}" if narrowed else "kept every range as it was"
     spoken = f"The space of each of {rounds} rounds, for {len(names)} settings. The rounds {what}."
     caption = "Each bar is a round's range, on the setting's own scale; the line is the winner."
+    if any(data.outside):
+        shares = ", ".join(f"{100 * share:.0f}" for share in data.outside[1:])
+        words = (
+            f" Of the trials of the rounds after the first, {shares} % lie outside: the search hoped for more there."
+        )
+        caption, spoken = caption + words, spoken + words
     return Picture("zoom", "How the rounds closed in", spoken, caption, traces, layout,
                    Table(["setting", "round", "space"], rows))  # fmt: skip
 
