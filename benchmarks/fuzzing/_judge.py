@@ -27,12 +27,11 @@ class Loops:
         self.narrow, self.wide = Plain(case, wide=False), Plain(case, wide=True)
         self.order = Order(case)
 
-    def check(self) -> None:
+    def check(self, *, wide: bool = True) -> None:
         """Raises whatever plain JAX raises."""
         rows, keys, key = self.order.of(1)
-        first = self.first(key)
-        for loop in (self.narrow, self.wide):
-            loop.run(first, self.case.rates[0], rows, keys, [len(rows)])
+        loop = self.wide if wide else self.narrow
+        loop.run(self.first(key), self.case.rates[0], rows, keys, [len(rows)])
 
     def first(self, key: jax.Array) -> Any:
         first = self.narrow.first(key)
@@ -49,13 +48,15 @@ class Loops:
             return loop.run(first, trained.rate, rows, keys, stops, **nudge)
 
         exact = run(self.wide)
-        plain = [run(self.narrow)]
-        wrong: list[dict[str, Any]] = []
-        for draws, nudge in (QUICK, PATIENT):
+        plain: list[Points] = []
+        wrong = wrong_numbers(trained.points, exact, plain, self.floor, self.sizes(first))
+        # most cases end here: what float32 costs is found out, and its loop compiled, where there is a doubt
+        for draws, nudge in (QUICK, PATIENT) if wrong else ():
+            plain += [] if plain else [run(self.narrow)]
             plain += [run(self.narrow, nudge=nudge, draw=draw) for draw in range(draws)]
             wrong = wrong_numbers(trained.points, exact, plain, self.floor, self.sizes(first))
             if not wrong:
-                return []
+                break
         return [{"trial": trained.trial, **each} for each in wrong]
 
     @property
@@ -76,21 +77,22 @@ def wrong_numbers(
     is. After a point at which plain loops themselves are not finite nothing is compared."""
     wrong: dict[str, dict[str, Any]] = {}
     for step, right in exact.items():
-        if not all(np.isfinite(list(p[step].values())).all() for p in [exact, *plain]):
-            if all(not np.isfinite(p[step]["training loss"]) for p in [exact, *plain]) and step in found and (
-                np.isfinite(found[step]["training loss"])
-            ):  # fmt: skip
-                wrong["training loss"] = {"name": "training loss", "step": step, "found": found[step]["training loss"],
-                                          "float64": right["training loss"], "float32": plain[0][step]["training loss"],
-                                          "allowed": 0.0}  # fmt: skip
-            break
-        for name, number in right.items():
-            value = found.get(step, {}).get(name, np.nan)
-            spread = max(abs(p[step][name] - number) for p in plain)
+        loops, here = [exact, *plain], found.get(step, {})
+        names = list(right)
+        if not all(np.isfinite(list(loop[step].values())).all() for loop in loops):
+            if any(np.isfinite(loop[step]["training loss"]) for loop in loops):
+                break
+            names = ["training loss"] if np.isfinite(here.get("training loss", np.nan)) else []
+        for name in names:
+            number, value = right[name], here.get(name, np.nan)
+            spread = max((abs(loop[step][name] - number) for loop in plain), default=0.0)
             allowed = FURTHER * spread + floor * max(abs(number), sizes.get(name, 0.0))
             if not abs(value - number) <= allowed and name not in wrong:
-                wrong[name] = {"name": name, "step": step, "found": value, "float64": number,
-                               "float32": plain[0][step][name], "allowed": allowed}  # fmt: skip
+                narrow = plain[0][step][name] if plain else None
+                wrong[name] = {"name": name, "step": step, "found": value, "float64": number, "float32": narrow,
+                               "allowed": allowed}  # fmt: skip
+        if len(names) < len(right):
+            break
     return list(wrong.values())
 
 
@@ -110,6 +112,10 @@ def judged(case: Case, say: Any = lambda stage: None) -> dict[str, Any]:
         try:
             trials, warnings = train(case, Path(folder) / "study")
         except Exception as error:
+            try:
+                loops.check(wide=False)
+            except Exception as plain:
+                return {"verdict": "no case", "error": _short(plain)}
             return {"verdict": "refused", "error": _short(error)}
     say("judge")
     wrong = [each for trained in trials for each in loops.judge(trained)]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+SCRIPT = Path(__file__).parent.parent / "fuzz.py"
 TOGETHER = 20  # cases of one process
 LIBRARY = 4  # one case in so many runs where JAX has started before the package
 PATIENCE = 20  # times its limit of computing that a case may take by the clock
@@ -55,7 +56,7 @@ class Child:
     def __init__(self, mode: str, limits: Limits):
         self.limits = limits
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the process
-        command = [sys.executable, str(Path(__file__).parent.parent / "fuzz.py"), "--child", mode,
+        command = [sys.executable, str(SCRIPT), "--child", mode,
                    "--memory", str(limits.memory), "--limit", str(limits.seconds),
                    *(["--speed"] if limits.speed else [])]  # fmt: skip
         self._process = subprocess.Popen(
