@@ -81,14 +81,22 @@ class Plain:
         nudge: float = 0.0,
         draw: int = 0,
     ) -> Points:
-        """Trains a `first` model, each of its parameters multiplied by 1 ± `nudge` before, on the batches that hold
-        `rows` [S, B] and with the `keys` of each step."""
+        """Trains a `first` model on the batches that hold `rows` [S, B] and with the `keys` of each step.
+
+        With a `nudge`, each parameter is multiplied by 1 ± `nudge` before, and all inputs by one number as near to 1:
+        equal inputs stay equal, so that ties stay what they are.
+        """
         signs = np.random.default_rng(draw)
 
         def nudged(a: Any) -> Any:
             a = np.asarray(a)
             return a * (1 + np.float32(nudge) * signs.choice(np.float32([-1, 1]), a.shape)) if nudge else a
 
+        scale = np.float32(1 + nudge * signs.integers(-2, 3))
+        train_part, valid_part = (
+            (part[0] * part[0].dtype.type(scale) if is_float(part[0]) else part[0], *part[1:])
+            for part in (self.train_part, self.valid_part)
+        )
         points: Points = {}
         with self.precision():
             params = jax.tree.map(lambda a: self.cast(nudged(a)), first[0])
@@ -97,11 +105,11 @@ class Plain:
             opt = self._begin(params, size)
             losses: list[Any] = []
             for t, (these, key) in enumerate(zip(rows, keys, strict=True), 1):
-                batch = tuple(a[these] for a in self.train_part)
+                batch = tuple(a[these] for a in train_part)
                 params, rest, opt, loss = self._step(params, rest, opt, batch, size, key)
                 losses.append(loss)
                 if t in stops:
-                    measured = jax.device_get(self._evaluate(params, rest, self.valid_part))
+                    measured = jax.device_get(self._evaluate(params, rest, valid_part))
                     mean = float(np.mean(np.asarray(jax.device_get(losses), np.float64)))
                     points[t] = {"training loss": mean, **{name: float(v) for name, v in measured.items()}}
                     losses = []
