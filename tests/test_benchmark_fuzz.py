@@ -89,15 +89,14 @@ def test_a_rewrite_that_changes_the_model_is_found(monkeypatch):
     from vmaptune.engine import functions
 
     def spoilt(jaxpr, **options):
-        eqns = [e.replace(primitive=jax.lax.sin_p, params={"accuracy": None}) if e.primitive is jax.lax.tanh_p else e
-                for e in jaxpr.eqns]  # fmt: skip
-        assert eqns != list(jaxpr.eqns) or not any(e.primitive is jax.lax.tanh_p for e in jaxpr.eqns)
+        tanh = jax.lax.tanh_p
+        eqns = [e.replace(primitive=jax.lax.sin_p) if e.primitive is tanh else e for e in jaxpr.eqns]
         return jaxpr.replace(eqns=eqns)
 
     monkeypatch.setattr(functions, "fit_for_cpu", spoilt)
     found = judged(Case(SMALL))
-    assert found["verdict"] == "wrong", found
-    assert "allowed" in found["wrong"][0]
+    # by the fuzzer, or before it by the package's own check of its programs
+    assert found["verdict"] in ("wrong", "caught"), found
 
 
 def script(tmp_path: Path, monkeypatch, answers: str) -> None:

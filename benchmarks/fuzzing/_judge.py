@@ -16,6 +16,7 @@ from fuzzing._plain import Plain, Points, is_float
 FURTHER = 10.0  # than plain float32 may a number be from float64
 ROUNDING = 200 * 2.0**-24  # of a number's own size, and never less than that
 COARSE = 2.0**-6  # the same where numbers are rounded to 16 bits
+CAUGHT = "trained as written"  # in a study's warning that its own check of a program has failed
 QUICK, PATIENT = (3, 2.0**-23), (40, 2.0**-20)  # runs with nudged weights, and by how much
 
 
@@ -97,9 +98,10 @@ def wrong_numbers(
 
 
 def judged(case: Case, say: Any = lambda stage: None) -> dict[str, Any]:
-    """Trains a case both ways. Returns what is wrong with it: {"verdict": "right" | "wrong" | "refused" | "no case"}.
+    """Trains a case both ways. Returns {"verdict": ...} and what is wrong with it.
 
-    "no case" is one that plain JAX does not train either, "refused" one at which the package raised an error.
+    The verdict is "right", "wrong", "refused" where the package raised an error, "caught" where it found its own
+    program wrong and trained the model as written, and rightly, or "no case" where plain JAX does not train it either.
     """
     say("plain")
     try:
@@ -119,7 +121,9 @@ def judged(case: Case, say: Any = lambda stage: None) -> dict[str, Any]:
             return {"verdict": "refused", "error": _short(error)}
     say("judge")
     wrong = [each for trained in trials for each in loops.judge(trained)]
-    return {"verdict": "wrong" if wrong else "right", "wrong": wrong[:6], "warnings": warnings}
+    caught = [warning for warning in warnings if CAUGHT in warning]
+    verdict = "wrong" if wrong else "caught" if caught else "right"
+    return {"verdict": verdict, "wrong": wrong[:6], "warnings": warnings, "error": " ".join(caught)}
 
 
 def _short(error: Exception) -> str:

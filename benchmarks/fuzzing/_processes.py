@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import signal
 import subprocess
@@ -20,7 +21,7 @@ SCRIPT = Path(__file__).parent.parent / "fuzz.py"
 TOGETHER = 20  # cases of one process
 LIBRARY = 4  # one case in so many runs where JAX has started before the package
 PATIENCE = 20  # times its limit of computing that a case may take by the clock
-GOOD = ("right", "no case")
+GOOD = ("right", "caught", "no case")
 USUAL = ("too few trials", "JAX had started before", "the best trials touch", "lucky draw")
 
 
@@ -59,9 +60,12 @@ class Child:
         command = [sys.executable, str(SCRIPT), "--child", mode,
                    "--memory", str(limits.memory), "--limit", str(limits.seconds),
                    *(["--speed"] if limits.speed else [])]  # fmt: skip
+        # what the package remembers of programs that were wrong, or ended a process, would hide them
+        self._cache = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, bufsize=1
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, bufsize=1,
+            env=os.environ | {"VMAPTUNE_CACHE": self._cache.name},
+        )  # fmt: skip
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The last answer to a request, with the spec of the case in it; of a process that ended, what it said."""
@@ -105,6 +109,7 @@ class Child:
                 self._process.wait()
         self._process.stdout.close()  # type: ignore[union-attr]
         self._errors.close()
+        self._cache.cleanup()
 
 
 def alone(request: dict[str, Any], limits: Limits) -> dict[str, Any]:
@@ -195,7 +200,9 @@ class Run:
             for warning in found.get("warnings", []):
                 if not any(usual in warning for usual in USUAL):
                     self.notes[warning[:200]] += 1
-            if found["verdict"] not in GOOD:
-                failure = failure_of(request, found)
+            if found["verdict"] in ("right", "no case"):
+                return
+            failure = failure_of(request, found)
+            if found["verdict"] != "caught":
                 self.failures.append(failure)
-                self.tell(failure)
+            self.tell(failure)
