@@ -12,9 +12,9 @@ rounding: losses, metrics, and of each array of the weights a sum that tells it 
 the most of several plain loops whose first weights differ in their last bits, so that a chaotic model is judged as one.
 
 Every case runs in a process with a limit of memory and of time: one that ends the process has failed. A case is caught
-where the package found its own program wrong and trained the model as written: its numbers are right, and it is told. With --speed a
-case fails instead where a study takes 20 % longer than a plain loop; that needs a quiet machine. Exit code 1 if any
-case fails. Takes some 5 s of one core a case.
+where the package found its own program wrong and trained the model as written: its numbers are right, and it is told.
+With --speed a case fails instead where a study takes 20 % longer than a plain loop; that needs a quiet machine. Exit
+code 1 if any case fails. Takes some 5 s of one core a case.
 """
 
 from __future__ import annotations
