@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import shlex
 import signal
 import subprocess
 import sys
@@ -132,8 +133,8 @@ def failure_of(request: dict[str, Any], found: dict[str, Any]) -> Failure:
     else:
         told = f"{found['verdict']} ({found['stage']}): {found.get('error', '')}"
     name = request.get("name") or (str(request["seed"]) if "seed" in request else "of --spec")
-    only = f"--only '{name}'" if "name" in request or "seed" in request else f"--spec '{json.dumps(spec)}'"
-    return Failure(name, found["verdict"], told, spec, f"python benchmarks/fuzz.py {only}")
+    which = ["--only", name] if "name" in request or "seed" in request else ["--spec", json.dumps(spec)]
+    return Failure(name, found["verdict"], told, spec, shlex.join(["python", "benchmarks/fuzz.py", *which]))
 
 
 class Run:
@@ -150,11 +151,12 @@ class Run:
     def cases(self, requests: Sequence[dict[str, Any]]) -> None:
         """Runs them all, or those that come before the end of the time."""
         batches = []
+        most = max(1, min(TOGETHER, len(requests) // (2 * self.jobs)))
         for start in range(0, len(requests), TOGETHER * LIBRARY):
             some = requests[start : start + TOGETHER * LIBRARY]
             for mode in ("compiled", "library"):
                 these = [request for request in some if mode_of(request) == mode]
-                batches += [(mode, these[i : i + TOGETHER]) for i in range(0, len(these), TOGETHER)]
+                batches += [(mode, these[i : i + most]) for i in range(0, len(these), most)]
         queue = iter(batches)
 
         def work() -> None:
