@@ -66,7 +66,9 @@ def test_what_plain_loops_do_not_agree_to_be_finite_is_not_compared():
     away = {"training loss": 9.0, "loss": 1.0}
     assert wrong_numbers({2: away}, {2: good}, [{2: bad}], 1e-6, {}) == []
     assert wrong_numbers({2: bad}, {2: bad}, [{2: bad}], 1e-6, {}) == []
-    assert [w["name"] for w in wrong_numbers({2: away}, {2: bad}, [{2: bad}], 1e-6, {})] == ["training loss"]
+    first, later = {1: away, 2: away}, {1: good, 2: bad}
+    assert [w["step"] for w in wrong_numbers(first, later, [later], 1e-6, {})] == [1]
+    assert [w["name"] for w in wrong_numbers({2: bad}, {2: good}, [{2: good}], 1e-6, {})] == ["training loss"]
 
 
 def test_a_right_study_passes_and_a_spoilt_number_of_it_does_not(monkeypatch):

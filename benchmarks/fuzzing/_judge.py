@@ -75,25 +75,21 @@ def wrong_numbers(
     found: Points, exact: Points, plain: list[Points], floor: float, sizes: dict[str, float]
 ) -> list[dict[str, Any]]:
     """The numbers of `found` that are further from `exact` than `FURTHER` times any of `plain` is, and than rounding
-    is. After a point at which plain loops themselves are not finite nothing is compared."""
+    is. From a point on at which a plain loop is not finite nothing is compared: it may lie in how XLA compiled it (the
+    gradient of a minimum asks which number equals it, and finds none where one of the two was computed anew)."""
     wrong: dict[str, dict[str, Any]] = {}
     for step, right in exact.items():
-        loops, here = [exact, *plain], found.get(step, {})
-        names = list(right)
-        if not all(np.isfinite(list(loop[step].values())).all() for loop in loops):
-            if any(np.isfinite(loop[step]["training loss"]) for loop in loops):
-                break
-            names = ["training loss"] if np.isfinite(here.get("training loss", np.nan)) else []
-        for name in names:
-            number, value = right[name], here.get(name, np.nan)
+        here = found.get(step, {})
+        if not all(np.isfinite(list(loop[step].values())).all() for loop in (exact, *plain)):
+            break
+        for name, number in right.items():
+            value = here.get(name, np.nan)
             spread = max((abs(loop[step][name] - number) for loop in plain), default=0.0)
             allowed = FURTHER * spread + floor * max(abs(number), sizes.get(name, 0.0))
             if not abs(value - number) <= allowed and name not in wrong:
                 narrow = plain[0][step][name] if plain else None
                 wrong[name] = {"name": name, "step": step, "found": value, "float64": number, "float32": narrow,
                                "allowed": allowed}  # fmt: skip
-        if len(names) < len(right):
-            break
     return list(wrong.values())
 
 
