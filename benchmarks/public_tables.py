@@ -16,11 +16,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import vmaptune as vt
 
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     from public._methods import METHODS, MOST, QUICK, run
     from public._page import tables_of, write_section
     from public._store import Store, source_versions
-    from public._tables import FAMILY, load
+    from public._tables import FAMILY, Table, load
     from public._tables import QUICK as QUICK_TABLES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,21 +65,19 @@ def main(arguments: list[str] | None = None) -> int:
             print(note, flush=True)
     machine, versions = machine_and_versions()
     head = {"machine": machine, "versions": versions | {n: version(n) for n in RIVALS}}
-    for name in () if args.judge else tables:
-        missing = [
-            (method, seed, lacked)
-            for seed in seeds
-            for method in methods
-            if (lacked := store.missing(method, name, [s for s in sizes if s <= MOST.get(method, s)], seed))
-        ]
-        if not missing:
-            continue
-        table = load(name)
-        for method, seed, lacked in missing:
-            store.add(method, name, seed, run(method, table, lacked, seed))
-        if file:
-            store.write(file, head)
-        print(f"{name}: done", flush=True)
+    opened: dict[str, Table] = {}
+    for seed in () if args.judge else seeds:  # outermost, so that a run that is broken off has as many on each table
+        for name in tables:
+            missing = {m: store.missing(m, name, [s for s in sizes if s <= MOST.get(m, s)], seed) for m in methods}
+            if not any(missing.values()):
+                continue
+            table = opened.setdefault(name, opened.get(name) or load(name))
+            for method, lacked in missing.items():
+                if lacked:
+                    store.add(method, name, seed, run(method, table, lacked, seed))
+            if file:
+                store.write(file, head)
+        print(f"seed {seed}: done", flush=True)
     known = {m for m, _, _ in store.runs}
     chosen = [m for m in METHODS if m in methods or (args.append and m in known)]
     settings = {"tables": tables, "methods": chosen, "sizes": sizes, "first_seed": 0}
@@ -91,7 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
     return finish("public tables", found["rows"], None)
 
 
-def listed(parser, given, what, default, known) -> list[str]:
+def listed(
+    parser: argparse.ArgumentParser, given: str | None, what: str, default: Iterable[str], known: Iterable[str]
+) -> list[str]:
     """The names given, in the order in which they are known."""
     names = given.split(",") if given else list(default)
     unknown = [n for n in names if n not in known]

@@ -84,7 +84,7 @@ def bars(found: Mapping[str, Any], size: int, tables: Sequence[str]) -> list[dic
         seeds = found["seeds" if name == "ranks" else "seeds_of_all"]
         rows.append(
             row(f"{size} trainings, {seeds} seeds: best rival's mean rank ({best}) less vmaptune's",
-                rivals[best] - ranks[OURS], "> 0", rivals[best] > ranks[OURS], best=best)
+                rivals[best] - ranks[OURS], "> 0", rivals[best] > ranks[OURS] + 1e-9, best=best)
         )  # fmt: skip
     tpe = found["methods"].get(TPE, {})
     if "beaten" not in tpe:
@@ -105,7 +105,5 @@ def bars(found: Mapping[str, Any], size: int, tables: Sequence[str]) -> list[dic
                     significant=sum(by_table[t]["p"] < 0.05 for t in better))
             )  # fmt: skip
     mine, theirs = (sum(found["methods"][m]["seconds"].values()) for m in (OURS, TPE))
-    rows.append(
-        row(f"{size} trainings: processor time of proposals over TPE's", mine / theirs, "<= 1", mine <= theirs)
-    )
+    rows.append(row(f"{size} trainings: processor time of proposals over TPE's", mine / theirs, "<= 1", mine <= theirs))
     return rows

@@ -61,9 +61,12 @@ def ours(table: Table, sizes: Sequence[int], seed: int) -> dict[int, Found]:
     return found
 
 
-def run_rival(table: Table, make: Callable[[Table, int], Rival], sizes: Sequence[int], seed: int, batch: int):
+def run_rival(
+    table: Table, make: Callable[[Table, int], Rival], sizes: Sequence[int], seed: int, batch: int
+) -> dict[int, Found]:
     """One run of the largest size, `batch` trainings at a time; what it would hand over at each size."""
-    spent, used, best, handed = 0.0, 0, math.inf, ()
+    spent, used, best = 0.0, 0, math.inf
+    handed: Place = ()
     found: dict[int, Found] = {}
     started = time.process_time()
     rival = make(table, seed)
@@ -205,7 +208,7 @@ RIVALS: dict[str, tuple[Callable[[Table, int], Rival], int]] = {
     "smac": (Smac, 1),
     f"smac {BATCH}": (Smac, BATCH),
 }
-MOST = {"gp": 64, "hebo": 64}  # trainings of those whose own arithmetic takes too long for more
+MOST = {"gp": 64, "hebo": 64, "smac": 64, f"hebo {BATCH}": 128, f"smac {BATCH}": 128}  # slow: a minute and more a study
 METHODS = (OURS, *RIVALS)
 QUICK = (OURS, "random", "tpe")
 

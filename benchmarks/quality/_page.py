@@ -15,12 +15,17 @@ SHOWN = (  # method, words, colour
     ("tpe", "TPE, one at a time", "#1971c2"),
     ("cmaes", "CMA-ES, one at a time", "#f08c00"),
 )
+TABLES = "## On public tables"
 LEFT, TOP, WIDE, HIGH, LEAST, MOST = 150, 64, 620, 34, -1.5, 4.0
 
 
 def write_page(found: Mapping[str, Any], docs: Path) -> None:
     (docs / "pictures" / "search-quality.svg").write_text(figure(found), encoding="utf-8")
-    (docs / "search-quality.md").write_text(page(found), encoding="utf-8")
+    file = docs / "search-quality.md"
+    written = file.read_text(encoding="utf-8") if file.exists() else ""
+    _, heading, section = written.partition(TABLES)  # public_tables.py writes that section
+    text = page(found) + ("\n" + heading + section if heading else "")
+    file.write_text(text, encoding="utf-8")
 
 
 def gains(found: Mapping[str, Any], task: str, method: str) -> tuple[float, float] | None:
