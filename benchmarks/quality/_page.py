@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,38 @@ SHOWN = (  # method, words, colour
     ("tpe", "TPE, one at a time", "#1971c2"),
     ("cmaes", "CMA-ES, one at a time", "#f08c00"),
 )
+TABLES = "## On public tables"
 LEFT, TOP, WIDE, HIGH, LEAST, MOST = 150, 64, 620, 34, -1.5, 4.0
 
 
-CLOSED = "## From 64 to 8,192 trainings"
+CLOSED = "## From 64 to 8,192 trainings"  # both are written by other benchmarks
 
 
 def write_page(found: Mapping[str, Any], docs: Path) -> None:
     file = docs / "search-quality.md"
-    _, heading, section = file.read_text(encoding="utf-8").partition(CLOSED)
     (docs / "pictures" / "search-quality.svg").write_text(figure(found), encoding="utf-8")
-    file.write_text(page(found) + (f"\n{heading}{section}" if heading else ""), encoding="utf-8")
+    written = file.read_text(encoding="utf-8") if file.exists() else ""
+    others = [f"\n{each.rstrip()}\n" for each in sections(written) if each.startswith((TABLES, CLOSED))]
+    file.write_text(page(found) + "".join(others), encoding="utf-8")
+
+
+def sections(text: str) -> list[str]:
+    """A page in pieces, each but the first with its heading."""
+    return re.split(r"^(?=## )", text, flags=re.M)
+
+
+def write_section(file: Path, heading: str, lines: Sequence[str]) -> None:
+    """Puts a section, of which `heading` is the first line, in its own place, or at the end of a page."""
+    pieces = sections(file.read_text(encoding="utf-8"))
+    new = "\n".join(lines).rstrip() + "\n"
+    place = next((i for i, piece in enumerate(pieces) if piece.startswith(heading)), len(pieces))
+    pieces[place : place + 1] = [new]
+    file.write_text("\n".join(f"{piece.rstrip()}\n" for piece in pieces), encoding="utf-8")
 
 
 def write_closed(rows: Sequence[Mapping[str, Any]], seeds: int, docs: Path) -> None:
     """The last section of the page, from the bars of the tasks in closed form."""
     file = docs / "search-quality.md"
-    before = file.read_text(encoding="utf-8").partition(CLOSED)[0].rstrip()
     lines = [
         CLOSED, "",
         f"Tasks whose values are formulas, so that the winner's true worth is known: {seeds} studies of each method, "
@@ -42,7 +58,7 @@ def write_closed(rows: Sequence[Mapping[str, Any]], seeds: int, docs: Path) -> N
     for row in rows:
         value = f"{row['value']:.3g}" if isinstance(row["value"], float) else str(row["value"])
         lines.append(f"| {row['name']} | {value} | {row['target']} | {'yes' if row['ok'] else '**no**'} |")
-    file.write_text(before + "\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    write_section(file, CLOSED, lines)
 
 
 def gains(found: Mapping[str, Any], task: str, method: str) -> tuple[float, float] | None:
