@@ -9,7 +9,7 @@ from typing import Any
 from public._judge import TPE
 from public._methods import MOST, OURS
 from public._tables import FAMILY, NAMES
-from quality._page import TABLES, write_section
+from quality._page import TABLES, put_section
 
 PACKAGES = {"tpe": "optuna", "gp": "optuna", "cmaes": "optuna", "hebo": "HEBO", "smac": "smac"}
 WANTED = 20  # seeds
@@ -116,4 +116,4 @@ def bar(row: Mapping[str, Any]) -> str:
 
 def write_section(found: Mapping[str, Any], page: Path) -> None:
     """Behind whatever else the page says."""
-    write_section(page, TABLES, section(found))
+    put_section(page, TABLES, section(found))

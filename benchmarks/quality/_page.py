@@ -36,7 +36,7 @@ def sections(text: str) -> list[str]:
     return re.split(r"^(?=## )", text, flags=re.M)
 
 
-def write_section(file: Path, heading: str, lines: Sequence[str]) -> None:
+def put_section(file: Path, heading: str, lines: Sequence[str]) -> None:
     """Puts a section, of which `heading` is the first line, in its own place, or at the end of a page."""
     pieces = sections(file.read_text(encoding="utf-8"))
     new = "\n".join(lines).rstrip() + "\n"
@@ -58,7 +58,7 @@ def write_closed(rows: Sequence[Mapping[str, Any]], seeds: int, docs: Path) -> N
     for row in rows:
         value = f"{row['value']:.3g}" if isinstance(row["value"], float) else str(row["value"])
         lines.append(f"| {row['name']} | {value} | {row['target']} | {'yes' if row['ok'] else '**no**'} |")
-    write_section(file, CLOSED, lines)
+    put_section(file, CLOSED, lines)
 
 
 def gains(found: Mapping[str, Any], task: str, method: str) -> tuple[float, float] | None:
