@@ -53,6 +53,7 @@ class Plain:
     def merged(self, params: Any, rest: Any, train: bool) -> Any:
         if self.case.spec["kind"] != "nnx":
             return params
+        params, rest = jax.tree.map(lambda a: a, (params, rest))  # variables of this trace, which may be written
         model = nnx.merge(self.graph, params, rest)
         model.train() if train else model.eval()
         return model
