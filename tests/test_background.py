@@ -65,13 +65,13 @@ def compile_late(patch, of: int, *, wait: float = 60) -> tuple[threading.Event, 
     the list holds the groups whose programs were there before they were let go."""
     compile_, go, early = Groups._compile, threading.Event(), []
 
-    def late(self, group):
+    def late(self, group, plain):
         if group.number >= of:
             assert go.wait(wait), "nothing was trained before this program"
             time.sleep(0.05 * (group.number % 3))
         elif not go.is_set():
             early.append(group.number)
-        return compile_(self, group)
+        return compile_(self, group, plain)
 
     patch.setattr(Groups, "_compile", late)
     return go, early
@@ -145,10 +145,10 @@ def test_groups_get_lanes_by_what_was_trained(file, whole, tmp_path, monkeypatch
 def test_a_program_that_cannot_be_compiled_ends_the_study_with_its_own_error(file, how, tmp_path, monkeypatch):
     compile_ = Groups._compile
 
-    def fails(self, group):
+    def fails(self, group, plain):
         if group.number == COMPILERS:
             raise RuntimeError("no such instruction")
-        return compile_(self, group)
+        return compile_(self, group, plain)
 
     monkeypatch.setattr(Groups, "_compile", fails)
     with pytest.raises(RuntimeError, match="no such instruction"):
