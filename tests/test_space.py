@@ -60,7 +60,8 @@ def test_a_wide_lograndint_follows_its_law_and_needs_no_list_of_its_values(high)
     cuts = np.log(np.array([0.5, 1.5, 2.5, 10.5, 1e3 + 0.5, 1e6 + 0.5, high + 0.5]))
     counts, _ = np.histogram(values, np.exp(cuts))
     assert stats.chisquare(counts, np.diff(cuts) / (cuts[-1] - cuts[0]) * N).pvalue > 1e-3
-    assert list(d.from_unit(d.to_unit(values[:500]))) == list(values[:500])
+    if high <= 10**10:  # a value's share is wider than rounding
+        assert list(d.from_unit(d.to_unit(values[:500]))) == list(values[:500])
     assert d.contains(12)
     assert not d.contains(12.5)
     assert not d.contains(high + 1)

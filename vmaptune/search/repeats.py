@@ -42,14 +42,15 @@ def resized(
     """
     if len(budget.rounds) < 2 or not budget.finalists or len(best(scored, LEAST_TRIALS)) < LEAST_TRIALS:
         return budget
-    wanted = min(budget.repeats, wanted_repeats(learn(first, scored), scored, budget.finalists, repeats))
+    wanted = min(budget.repeats, wanted_repeats(first, scored, budget.finalists, repeats, learn))
     spare = budget.finalists * (budget.repeats - wanted)
     return replace(budget, rounds=(*budget.rounds[:-1], budget.rounds[-1] + spare), repeats=wanted)
 
 
-def wanted_repeats(worth: Worth, scored: Sequence[Scored], k: int, repeats: int = 1) -> int:
+def wanted_repeats(first: Space, scored: Sequence[Scored], k: int, repeats: int = 1, learn: Learn = Worth) -> int:
     """How many fresh seeds tell the `k` best settings apart reliably, by the surrogate; at least two."""
-    points = coordinates(worth.first, columns_of(worth.first, [s.params for s in best(scored, len(scored))]))
+    worth = learn(first, scored)
+    points = coordinates(first, columns_of(first, [s.params for s in best(scored, len(scored))]))
     expected = worth.mean(points)
     leaders = np.argsort(expected, kind="stable")[: max(2, k)]
     own = float(np.var(expected[leaders], ddof=1)) + float(worth.variance(points[leaders]).mean())
