@@ -198,10 +198,10 @@ def test_what_is_trained_is_saved_before_a_wait_for_a_program_which_can_be_stopp
     released = threading.Event()
     compile_, wait_, out, seen = Groups._compile, Groups.wait_for_any, tmp_path / "s", []
 
-    def slowly(self, group):
+    def slowly(self, group, plain):
         if group.number:
             released.wait()
-        return compile_(self, group)
+        return compile_(self, group, plain)
 
     def waits(self, most=None):
         saved = [s.seq for s in Checkpoints(out).newest(self.ledger.seq, pytest.fail)]
