@@ -142,3 +142,23 @@ def test_every_case_is_asked_for_once_and_a_wrong_one_is_told(tmp_path, monkeypa
     assert out.count("FAILED") == 1
     assert "FAILED 700004: wrong: loss of trial 1 is 1.5 at step 2, in float64 1" in out
     assert "89 right, 1 wrong: 90 cases" in out
+
+
+def test_a_case_that_fails_is_made_smaller_as_long_as_it_fails_alike(tmp_path, monkeypatch, capsys):
+    spec = SMALL | {"layers": [*SMALL["layers"], ["activation", {"kind": "relu"}, "jit"]], "order": "shared"}
+    wrong = '{"name": "loss", "trial": 1, "step": 2, "found": 1.5, "float64": 1.0, "float32": 1.0, "allowed": 1e-5}'
+    fails = 'any(name == "dense" for name, *_ in request["spec"]["layers"])'
+    verdict = f'{{"stage": "judge", "verdict": "wrong" if {fails} else "right", "wrong": [{wrong}]}}'
+    script(tmp_path, monkeypatch, f"print(json.dumps({verdict}), flush=True)")
+    code, out = run(monkeypatch, capsys, "--spec", json.dumps(spec), "--json", str(tmp_path / "s.json"))
+    assert code == 1
+    assert "smaller than case of --spec: " in out
+    (failure,) = json.loads((tmp_path / "s.json").read_text())["failures"]
+    assert failure["smaller"]["layers"] == SMALL["layers"][:1]
+    assert (failure["smaller"]["order"], failure["smaller"]["optimizer"]) == ("own", "sgd")
+
+
+def test_a_mistake_of_the_fuzzer_itself_is_no_case_that_passed(tmp_path, monkeypatch, capsys):
+    script(tmp_path, monkeypatch, 'print("{}" + json.dumps(request), flush=True)')
+    with pytest.raises(json.JSONDecodeError):
+        run(monkeypatch, capsys, "--only", "5")

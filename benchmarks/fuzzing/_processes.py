@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,11 +168,9 @@ class Run:
                     return
                 self._batch(*batch)
 
-        threads = [threading.Thread(target=work) for _ in range(self.jobs)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for each in [pool.submit(work) for _ in range(self.jobs)]:
+                each.result()  # a mistake of the fuzzer's own is no case that passed
 
     def _late(self) -> bool:
         return self.until is not None and time.perf_counter() > self.until
