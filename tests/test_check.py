@@ -281,3 +281,18 @@ def test_a_program_that_ended_a_process_is_trained_as_written(tmp_path, monkeypa
     study = vt.run(asked, trials=8, rounds=1, out=tmp_path / "a", report=False)
     assert [text for text in study.result["warnings"] if "ended a process" in text] or not products
     assert study.ledger.groups()[0].info["checked"]["equal"] is not products
+
+
+def test_what_is_not_rewritten_is_not_compared(tmp_path, monkeypatch):
+    def never(*args):
+        raise AssertionError("compared")
+
+    monkeypatch.setattr("vmaptune.study._groups.AsWritten", never)
+    task = vt.Task(
+        init=lambda hp, key: jax.random.normal(key, (3,)),
+        step=lambda x, hp, key: x - hp.rate * (x + 0.1 * jax.random.normal(key, (3,))),
+        evaluate=lambda x, hp: {"loss": (x**2).mean()},
+    )
+    asked = vt.Experiment(space={"rate": vt.loguniform(1e-3, 1.0)}, task=task, steps=10)
+    study = vt.run(asked, trials=8, rounds=1, out=tmp_path / "a", report=False)
+    assert [row.info["checked"] for row in study.ledger.groups()] == [None]

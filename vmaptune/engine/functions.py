@@ -26,8 +26,10 @@ from vmaptune.rewrite import (
     bytes_at_once,
     exact_on_cpu,
     fit_for_cpu,
+    has_products,
     is_as_written,
     products_are_short,
+    rewrites_noted,
     turned,
     what_to_turn,
     with_fast_convolutions,
@@ -48,6 +50,7 @@ class Hoisted(NamedTuple):
     jaxpr: Any  # as traced
     fitted: Any  # as it is computed on this device
     compiled: bool  # whether its products are to be compiled with the program
+    rewritten: bool  # whether it is another program than the one that was traced, to the bit
     columns: tuple[bool, ...]  # of each array that it carries from call to call, whether it lies column by column
 
 
@@ -75,11 +78,12 @@ def hoist(
         what = what_to_turn(fitted, states, one_batch)
         fitted, more = turned(fitted, what)
         consts += more
+    rewritten = bool(what.products) or (compiled_products and has_products(fitted))
     if jax.default_backend() == "cpu":
-        fitted = (
-            exact_on_cpu(fitted, as_written=is_as_written()) if exact or is_as_written()
-            else fit_for_cpu(fitted, compiled_products=compiled_products, one_batch=one_batch)
-        )  # fmt: skip
+        same = fitted = exact_on_cpu(fitted, as_written=is_as_written())
+        if not exact and not is_as_written():
+            fitted = fit_for_cpu(fitted, compiled_products=compiled_products, one_batch=one_batch)
+        rewritten = rewritten or fitted is not same
 
     def call(consts: Any, *values: Any) -> Any:
         flat = jax.core.eval_jaxpr(fitted, consts, *jax.tree.leaves(values))
@@ -89,7 +93,7 @@ def hoist(
         return jax.jit(call).lower(tuple(consts), *args)
 
     columns = tuple(before in what.columns for before, _ in states)
-    return Hoisted(call, tuple(consts), out, lower, closed.jaxpr, fitted, compiled_products, columns)
+    return Hoisted(call, tuple(consts), out, lower, closed.jaxpr, fitted, compiled_products, rewritten, columns)
 
 
 def real() -> Any:
@@ -147,7 +151,8 @@ class LaneFunctions:
     """A task's three functions, traced for one lane of a group.
 
     `plain` says that they are computed as the person wrote them; else they are rewritten to run faster, unless that
-    fails: then they are plain too, and `failure` is why. An initial state is never rewritten.
+    fails: then they are plain too, and `failure` is why. `rewritten` says whether there was anything to rewrite. An
+    initial state never is.
     """
 
     def __init__(
@@ -160,14 +165,16 @@ class LaneFunctions:
     ):
         self.plain, self.failure = plain or is_as_written(), None
         try:
-            with as_written(self.plain):
+            with as_written(self.plain), rewrites_noted() as noted:
                 self._trace(task, static, traced)
+            parts = (self.step, self.evaluate, self.shared, self.inputs)
+            self.rewritten = bool(noted) or any(part.rewritten for part in parts)
             if self.step.compiled and crashed(self.text):
                 raise RuntimeError("compiling it ended a process on this machine before")
         except Exception as error:
             if self.plain:
                 raise
-            self.plain = True
+            self.plain, self.rewritten = True, False
             with as_written():  # what fails here as well is the person's own error
                 self._trace(task, static, traced)
             self.failure = error

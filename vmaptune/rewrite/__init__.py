@@ -8,9 +8,9 @@ from vmaptune.rewrite._jaxpr import find_convolutions, with_fast_convolutions
 from vmaptune.rewrite._memory import bytes_at_once
 from vmaptune.rewrite._pooling import PoolShape, pool
 from vmaptune.rewrite._precision import with_bfloat16_products
-from vmaptune.rewrite._products import products_are_short
+from vmaptune.rewrite._products import has_products, products_are_short
 from vmaptune.rewrite._turned import NOTHING, Turned, turned, what_to_turn
-from vmaptune.rewrite._walk import as_written, is_as_written
+from vmaptune.rewrite._walk import as_written, is_as_written, rewrites_noted
 
 __all__ = [
     "NOTHING",
@@ -26,10 +26,12 @@ __all__ = [
     "fastest",
     "find_convolutions",
     "fit_for_cpu",
+    "has_products",
     "is_as_written",
     "measure",
     "pool",
     "products_are_short",
+    "rewrites_noted",
     "turned",
     "weights_in_columns",
     "what_to_turn",

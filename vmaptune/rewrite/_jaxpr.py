@@ -21,7 +21,7 @@ from vmaptune.rewrite._convolution import ConvShape, convolve, convolve_innermos
 from vmaptune.rewrite._innermost import INLINED, ends, examples_innermost
 from vmaptune.rewrite._picking import pick, pick_shape
 from vmaptune.rewrite._pooling import PoolShape, pool, poolable
-from vmaptune.rewrite._walk import call_instead, exchanged, inner_jaxprs, is_as_written, rewritten
+from vmaptune.rewrite._walk import call_instead, exchanged, inner_jaxprs, is_as_written, note_rewrite, rewritten
 
 CONVOLUTION = "conv_general_dilated"
 POOLS = {"reduce_window_max": "max", "reduce_window_sum": "sum"}
@@ -54,10 +54,14 @@ def with_fast_convolutions(
             return _faster(eqn, elsewhere, pools)
 
         if choice is _innermost or any(choice(shape) == INNERMOST for shape in shapes):
-            closed = examples_innermost(closed, lambda eqn: _on_innermost(eqn, choice, pools), faster)
+            new = examples_innermost(closed, lambda eqn: _on_innermost(eqn, choice, pools), faster)
         else:
-            closed = closed.replace(jaxpr=exchanged(closed.jaxpr, faster))
-        return closed.replace(jaxpr=short_rows_in_columns(closed.jaxpr)) if jax.default_backend() == "cpu" else closed
+            new = closed.replace(jaxpr=exchanged(closed.jaxpr, faster))
+        if jax.default_backend() == "cpu":
+            new = new.replace(jaxpr=short_rows_in_columns(new.jaxpr))
+        if new.jaxpr is not closed.jaxpr:
+            note_rewrite("before differentiation")
+        return new
 
     return rewritten(function, rewrite)
 

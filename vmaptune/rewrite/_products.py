@@ -202,6 +202,11 @@ def _in_order(array: jax.Array, order: tuple[int, ...], shape: tuple[int, ...]) 
     return lax.optimization_barrier(moved(array) if fills_no_vector(array.shape) else alone(moved, array))
 
 
+def has_products(jaxpr: Any) -> bool:
+    """Whether a jaxpr, or what it calls, holds a matrix product."""
+    return any(eqn.primitive.name == "dot_general" or any(map(has_products, inner_jaxprs(eqn))) for eqn in jaxpr.eqns)
+
+
 def products_are_short(jaxpr: Any) -> bool:
     """Whether it pays to compile the products of a jaxpr, and of what it calls, with the program.
 

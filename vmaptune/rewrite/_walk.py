@@ -26,6 +26,7 @@ CALLS = {
 KEPT = 1024  # traced implementations; those of long gone models are let go
 Exchange = Callable[[Any], Any]  # an equation -> the one to take its place, or the same object
 _as_written: ContextVar[bool] = ContextVar("as_written", default=False)
+_noted: ContextVar[list[str] | None] = ContextVar("noted", default=None)
 
 
 @contextmanager
@@ -36,6 +37,24 @@ def as_written(wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         _as_written.reset(before)
+
+
+@contextmanager
+def rewrites_noted() -> Iterator[list[str]]:
+    """Within it, this thread notes by name what it rewrites before differentiation, in the list that it gives."""
+    found: list[str] = []
+    before = _noted.set(found)
+    try:
+        yield found
+    finally:
+        _noted.reset(before)
+
+
+def note_rewrite(name: str) -> None:
+    """Notes that something was rewritten, where anybody wants to know."""
+    noted = _noted.get()
+    if noted is not None:
+        noted.append(name)
 
 
 def is_as_written() -> bool:

@@ -219,12 +219,12 @@ class Groups:
         compared before."""
         try:
             group._begun = self._lowered(group)
-            known = None if group.functions.plain else self._memory.found(group._begun)
+            known = self._memory.found(group._begun) if group.functions.rewritten else None
         except Exception as error:
-            if group.functions.plain:
+            if not group.functions.rewritten:
                 raise
             known = failed(error)
-        if group.functions.plain:
+        if not group.functions.rewritten:
             return None
         if known is None:
             return AsWritten(self._functions(group.static, plain=True), group.steps)

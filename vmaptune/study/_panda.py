@@ -145,7 +145,7 @@ class Panda:
         """What trains the model: rewritten if that is the same to rounding, else as it is written, and why."""
         alone = Alone(functions, self._filled, self.seed)
         self.checked: Checked | None = None
-        if functions.plain:
+        if not functions.rewritten:
             self.checked = failed(functions.failure) if functions.failure else None
             return alone, given_up(self.checked) if self.checked else None
         plain = self._functions(task, plain=True)
