@@ -3,7 +3,7 @@
     python benchmarks/check_cost.py [--repeats N] [--json FILE]
 
 The README's command runs with the check and without it, in turns, each time with nothing cached and then again. Bars:
-at most a tenth of the command's time with nothing cached, and at most a twentieth, which is the spread of such runs, when
+at most a tenth of the command's time with nothing cached, and at most a twentieth, which is their spread, when
 everything is cached.
 """
 
