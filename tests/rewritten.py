@@ -24,5 +24,10 @@ def fitted(function: Callable[..., Any], *args: Any, **options: bool) -> tuple[C
     return call, jaxpr
 
 
+def in_64_bits() -> Any:
+    """A context in which numbers have 64 bits; JAX 0.7 keeps it elsewhere."""
+    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
+
+
 def normal(seed: int, *shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)

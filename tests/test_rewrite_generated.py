@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from rewritten import fitted
+from rewritten import fitted, in_64_bits
 
 from vmaptune.rewrite import with_fast_convolutions
 
@@ -188,7 +188,7 @@ def assert_agree(name, got, plain, exact):
 
 
 def in_double(function, args):
-    with jax.enable_x64(True):
+    with in_64_bits():
         return function(*(np.asarray(a, np.float64) for a in args))
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from rewritten import fitted, normal
+from rewritten import fitted, in_64_bits, normal
 
 from vmaptune.rewrite import fit_for_cpu
 from vmaptune.rewrite._reductions import product_with_ones
@@ -137,6 +137,6 @@ def test_a_layer_norm_and_an_attention_hold_no_reduction_along_rows_after_differ
     jaxpr = fit_for_cpu(closed.jaxpr, compiled_products=True)
     (got,) = jax.core.eval_jaxpr(jaxpr, closed.consts, w, x)
     assert set(ours(jaxpr)) == {"sum_of_rows", "extreme_of_rows", "sum_of_all"}
-    with jax.enable_x64(True):
+    with in_64_bits():
         expected = jax.grad(loss)(jnp.asarray(np.asarray(w, np.float64)), jnp.asarray(np.asarray(x, np.float64)))
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
