@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -90,55 +91,62 @@ def narrow_part(wide: np.ndarray, narrow: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def in_float64(hp, params):
-    """Loss and gradients of the dense model at these parameters, and how far rounding each of them to float32 moves
-    the two, times ten: what float32 can be held to."""
-    with in_64_bits():
-        x, y = np.asarray(X, np.float64), np.asarray(Y, np.float64)
+    """Loss and gradients of the dense model at these parameters, and by how much rounding the parameters and the data
+    to float32 moves the loss and any gradient."""
+    with in_64_bits(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the batch norm's running averages, which stay float32
 
-        def loss_of(params):
+        def loss_of(params, x):
             module = Net(hp, nnx.Rngs(0))
             nnx.update(module, params)
-            return ((module(x) - y) ** 2).mean()
+            return ((module(x) - np.asarray(Y, np.float64)) ** 2).mean()
 
         both = jax.jit(jax.value_and_grad(loss_of))
-        params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
-        exact = jax.tree.map(np.asarray, both(params))
+        given = jax.tree.map(lambda a: np.asarray(a, np.float64), (params, X))
+        exact = jax.tree.map(np.asarray, both(*given))
         off = np.zeros(2)
         for draw in range(4):
             signs = np.random.default_rng(draw)
-            moved = both(jax.tree.map(lambda p, signs=signs: p * (1 + 6e-8 * signs.choice([-1, 1], p.shape)), params))
-            by = jax.tree.map(lambda a, b: np.abs(a - b).max(initial=0.0), moved, exact)
-            off = np.maximum(off, [by[0], max(jax.tree.leaves(by[1]))])
-    return *exact, *(10 * off)
+            moved = both(*jax.tree.map(lambda a, signs=signs: a * (1 + 6e-8 * signs.choice([-1, 1], a.shape)), given))
+            off = np.maximum(off, [abs(moved[0] - exact[0]), furthest(moved[1], exact[1])])
+    return *exact, *off
+
+
+def furthest(found, exact) -> float:
+    return max(
+        float(np.abs(a - b).max(initial=0.0)) for a, b in zip(*map(jax.tree.leaves, (found, exact)), strict=True)
+    )
 
 
 @settings(max_examples=5, deadline=None)
 @given(width=st.integers(3, 24), depth=st.integers(0, 3), activation=st.integers(0, 2), seed=st.integers(0, 2**31 - 1))
-@example(width=4, depth=1, activation=2, seed=2)  # rounding is blown up there: 1.2e-5 of a gradient
+@example(width=4, depth=1, activation=2, seed=2)  # a norm over few units blows rounding up: 1.2e-5 of a gradient
+@example(width=3, depth=0, activation=1, seed=87587712)
 def test_a_masked_narrow_lane_equals_the_dense_narrow_model(width, depth, activation, seed):
+    """Judged by float64: the masked lane is as near to it as float32 can be held to, by what rounding the inputs makes
+    of it and by how far the dense model in float32 is off."""
     lanes = [[width, 24], [depth, 1], [activation, 0], [seed, 3]]  # beside a lane of another shape
     params, loss, grads = masked()(*(jnp.asarray(v) for v in lanes))
     dense_hp = Hyperparameters({"width": width, "depth": depth, "activation": MOST["activation"][activation]})
     dense_params, dense_loss, dense_grads = jax.jit(lambda s: loss_and_grads(dense_hp, s))(seed)
     exact_loss, exact_grads, loss_off, grads_off = in_float64(dense_hp, dense_params)
     scale = 1e-6
-    # float64 judges: the masked lane and the dense model lie within rounding of it, each
-    largest_grad = max(1.0, *(np.abs(v).max() for v in flat(exact_grads).values()))
-    for found in (loss[0], dense_loss):
-        np.testing.assert_allclose(found, exact_loss, rtol=scale, atol=scale + loss_off)
-    tolerance = 5 * scale * largest_grad + grads_off
-    for name, array in flat(dense_grads).items():
-        np.testing.assert_allclose(array, flat(exact_grads)[name], rtol=scale, atol=tolerance)
-    largest = max((np.abs(v).max() for v in flat(dense_params).values()), default=1.0)
-    for wide, narrow, atol in (
-        (params, dense_params, scale * max(1.0, largest)), (grads, exact_grads, tolerance),
+    loss_off, grads_off = (
+        max(loss_off, abs(dense_loss - exact_loss)),
+        max(grads_off, furthest(dense_grads, exact_grads)),
+    )
+    np.testing.assert_allclose(loss[0], exact_loss, rtol=scale, atol=scale + 10 * loss_off)
+    for wide, narrow, tolerance, off in (
+        (params, dense_params, scale, 0.0), (grads, exact_grads, 5 * scale, 10 * grads_off),
     ):  # fmt: skip
         wide, narrow = flat(wide), flat(narrow)
-        for name, array in wide.items():  # a norm over one or two units would blow rounding errors up
+        largest = max((np.abs(v).max() for v in narrow.values()), default=1.0)
+        for name, array in wide.items():
             if name not in narrow:
                 assert not array[0].any()  # a block beyond the depth
                 continue
             inside, outside = narrow_part(array[0], narrow[name])
+            atol = tolerance * max(1.0, largest) + off
             np.testing.assert_allclose(inside, narrow[name], rtol=scale, atol=atol)
             assert not outside.any()
 
