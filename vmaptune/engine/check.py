@@ -82,12 +82,14 @@ class AsWritten:
 
         def body(i: Any, carry: Any) -> Any:
             state, total, finite = carry
+            i = jnp.asarray(i, jnp.int32)  # the loop counts in 64 bits where a person has turned them on
             before = unpack(state, functions.key_kinds)
             taken = functions.taken.call(taken_consts, before, arrays, i)
             after, loss = functions.step.call(step_consts, before, arrays, seed, i, taken)
             return pack(after), total + loss, finite & (jnp.isfinite(loss) if functions.has_loss else True)
 
-        state, total, finite = jax.lax.fori_loop(0, self.steps, body, (state, jnp.zeros((), real()), jnp.bool_(True)))
+        began = (state, jnp.zeros((), real()), jnp.bool_(True))
+        state, total, finite = jax.lax.fori_loop(0, self.steps, body, began)
         metrics = functions.evaluate.call(evaluate_consts, unpack(state, functions.key_kinds), arrays)
         return jax.tree.leaves(state), total / self.steps, finite, metrics
 
