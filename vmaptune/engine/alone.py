@@ -118,11 +118,13 @@ class Alone:
 
 
 def nudged(state: Any, nudge: float, signs: np.random.Generator) -> Any:
-    """A state whose real numbers are each multiplied by `1 ± nudge`, the signs drawn."""
+    """A state whose real numbers are each multiplied by `1 ± nudge`, the signs drawn, or by what their type can tell
+    from 1 where that is more."""
 
     def one(x: Any) -> Any:
-        if not jnp.issubdtype(x.dtype, jnp.floating):
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
             return x
-        return x * jnp.asarray(1 + nudge * signs.choice([-1, 1], x.shape), x.dtype)
+        by = max(nudge, float(jnp.finfo(x.dtype).eps))
+        return (np.asarray(x) * (1 + by * signs.choice([-1.0, 1.0], x.shape))).astype(x.dtype)
 
     return jax.tree.map(one, state)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmaptune.engine import kept
-from vmaptune.engine.alone import Alone
+from vmaptune.engine.alone import Alone, nudged
 from vmaptune.engine.compiling import compiled_in_a_hurry
 from vmaptune.engine.devices import cache_folder, machine
 from vmaptune.engine.functions import LaneFunctions, is_key, pack, real, unpack
@@ -210,9 +210,9 @@ def _difference(
         return largest, ""
     moved = dict.fromkeys(suspects, 0.0)
     for draw in range(NUDGES):
-        nudged = plain.train(_nudged(was, np.random.default_rng(draw)), settings, seed)
+        moved_by = plain.train(nudged(was, NUDGE, np.random.default_rng(draw)), settings, seed)
         for name in suspects:
-            moved[name] = max(moved[name], _apart(nudged[name], expected[name]))
+            moved[name] = max(moved[name], _apart(moved_by[name], expected[name]))
     wrong = [name for name in suspects if not apart[name] <= TIMES * moved[name]]
     if not wrong:
         return largest, ""
@@ -242,14 +242,6 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
         return math.inf
     good = np.isfinite(a)
     return float(np.linalg.norm(np.where(good, a, 0) - np.where(good, b, 0)))
-
-
-def _nudged(state: Sequence[np.ndarray], signs: np.random.Generator) -> list[np.ndarray]:
-    return [
-        (a * (1 + NUDGE * signs.choice([-1.0, 1.0], a.shape))).astype(a.dtype)
-        if jnp.issubdtype(a.dtype, jnp.inexact) else a
-        for a in state
-    ]  # fmt: skip
 
 
 class Memory:
