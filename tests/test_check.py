@@ -208,6 +208,17 @@ def test_a_planted_fault_is_found(fault, monkeypatch):
     assert found.largest > checking.FLOOR
 
 
+def test_what_differs_is_compared_with_what_jax_compiles_for_everyone(monkeypatch):
+    """In a hurry XLA once made a NaN of a maximum's derivative where neither JAX nor the rewritten program did."""
+
+    def wrong(lowered):
+        usual = lowered.compile()
+        return lambda *args: jax.tree.map(lambda x: x * 1.5 if x.dtype == jnp.float32 else x, usual(*args))
+
+    monkeypatch.setattr(checking, "compiled_in_a_hurry", wrong)
+    assert verdict(Dense, order="own").equal
+
+
 def test_an_array_is_named_as_the_model_has_it():
     assert layer_of("['params']['layers'][0]['kernel'].value") == "the weights layers.0.kernel"
     assert layer_of("['opt'][0].mu['b']['bias']") == "the optimiser's 0.mu.b.bias"
