@@ -310,3 +310,96 @@ def test_a_setting_that_does_not_exist_for_a_trial_goes_out_with_none_of_its_own
     assert sorted(len(run.data.params) for run in runs) == [1, 2]
     for to in ("tensorboard", "csv", "json", "parquet", "wandb-csv"):
         assert export(tmp_path / "s", to).exists()
+
+
+def awkward(directory, name="Default"):
+    """A study of what other tools can't take as it is, and with a winner that isn't the luckiest trial."""
+    from vmaptune import space as s
+    from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
+
+    space = s.Space(
+        {
+            "on": s.choice([0, False, 1, True]),
+            "mix": s.choice([1, "1", None, (1, 2), "(1, 2)"]),
+            "inner": s.choice([None, 3], when={"on": [1]}),
+        }
+    )
+    settings = [(0, 1, None), (False, "1", None), (1, None, None), (True, (1, 2), None), (1, "(1, 2)", 3)]
+    params = [dict(zip(space, values, strict=True)) for values in settings]
+    meta = {
+        "name": name, "space": space.to_json(), "objective": "p@1", "direction": "minimize", "state": "finished",
+        "result": {"best": {"trial": 2}},
+    }  # fmt: skip
+    metrics = {"p@1": 0.5, "p#1": 0.25, "train_loss": 0.125, "m" * 300: 1.0, "m" * 300 + "n": 2.0}
+    with Ledger.create(directory, meta) as ledger:
+        ledger.add_round(0, "search", None, len(params))
+        ledger.add_trials(TrialRow(i, 0, 0, State.RUNNING, None, 0, 0, None, p) for i, p in enumerate(params))
+        ledger.add_curve_points(CurvePoint(i, 1, 8.0, 0.5, metrics) for i in range(len(params)))
+        ledger.finish_trials(TrialResult(i, State.COMPLETE, None, 1, 0.5 - i % 2, metrics) for i in range(len(params)))
+    return directory
+
+
+def test_options_that_equal_each_other_stay_apart_in_optuna(tmp_path):
+    import optuna
+
+    loaded = optuna.load_study(study_name=None, storage=f"sqlite:///{export(awkward(tmp_path / 's'), 'optuna')}")
+    assert [t.params["on"] for t in loaded.trials] == [0, "False", 1, "True", 1]
+    assert [type(t.params["on"]) for t in loaded.trials] == [int, str, int, str, int]
+    assert [t.params["mix"] for t in loaded.trials] == [1, "1", None, "(1, 2)", "(1, 2)_2"]
+    assert [t.params.get("inner", "not there") for t in loaded.trials] == ["not there"] * 2 + [None, "not there", 3]
+    assert loaded.user_attrs["winner"] == 2
+
+
+def test_tensorboard_gets_options_of_several_types_as_texts_everywhere(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    path = export(awkward(tmp_path / "s"), "tensorboard")
+    content = EventAccumulator(str(path)).Reload().summary_metadata[metadata.EXPERIMENT_TAG].plugin_data.content
+    infos = {info.name: info for info in metadata.parse_experiment_plugin_data(content).hparam_infos}
+    domain = [v.string_value for v in infos["mix"].domain_discrete.values]
+    for trial in range(5):
+        events = EventAccumulator(str(path / f"trial-{trial:05d}")).Reload()
+        content = events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
+        found = metadata.parse_session_start_info_plugin_data(content).hparams
+        assert found["mix"].string_value in domain
+        assert [e.value for e in events.Scalars("train_loss")] == [0.125]  # the metric of this name
+        assert [e.value for e in events.Scalars("train_loss_2")] == [8.0]
+
+
+def test_mlflow_gets_every_metric_by_a_name_of_its_own(tmp_path):
+    import mlflow
+
+    path = export(awkward(tmp_path / "s"), "mlflow")
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}")
+    experiment = client.get_experiment_by_name("Default")
+    runs = {run.info.run_name: run.data for run in client.search_runs([experiment.experiment_id])}
+    found = runs["trial-2"].metrics
+    assert {n: v for n, v in found.items() if len(n) < 20} == {
+        "p_1": 0.5, "p_1_2": 0.25, "train_loss": 0.125, "train_loss_2": 8.0,
+    }  # fmt: skip
+    assert sorted((len(n), v) for n, v in found.items() if len(n) > 20) == [(250, 1.0), (250, 2.0)]
+    assert [name for name, data in runs.items() if "winner" in data.tags] == ["trial-2"]
+
+
+def test_tables_tell_an_option_called_none_from_a_hyperparameter_that_does_not_exist(tmp_path):
+    import pandas
+    from pyarrow import parquet
+
+    study = awkward(tmp_path / "s")
+    rows = pandas.read_csv(export(study, "csv"), dtype=str, keep_default_na=False)
+    assert rows["params.inner"].tolist() == ["", "", "None", "", "3"]
+    assert rows["winner"].tolist() == ["False", "False", "True", "False", "False"]
+    column = parquet.read_table(export(study, "parquet"))["params.inner"]
+    assert column.to_pylist() == [None, None, "None", None, "3"]
+    trials = json.loads(export(study, "json").read_text())["trials"]
+    assert ["inner" in trial["params"] for trial in trials] == [False, False, True, False, True]
+    runs = pandas.read_csv(export(study, "wandb-csv") / "runs.csv", dtype=str, keep_default_na=False)
+    assert runs["config.inner"].tolist() == ["", "", "None", "", "3"]
+    assert ["winner" in tags for tags in runs["Tags"]] == [False, False, True, False, False]
+
+
+def test_an_export_tells_how_far_it_is(tmp_path):
+    told = []
+    export(awkward(tmp_path / "s"), "mlflow", progress=lambda *numbers: told.append(numbers))
+    assert told == [(done, 5) for done in range(5)]

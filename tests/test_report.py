@@ -143,6 +143,48 @@ def test_a_setting_that_is_off_in_some_trials(tmp_path):
     page(data)
 
 
+def test_isolation_leaves_out_trials_in_which_the_setting_does_not_exist_and_counts_the_rest(tmp_path):
+    space = vt.Space(
+        {
+            "optimizer": vt.choice(["sgd", "adam"]),
+            "momentum": vt.reverseloguniform(0.5, 0.999, when={"optimizer": "sgd"}),
+            "learning_rate": vt.loguniform(1e-4, 1.0),
+        }
+    )
+    path = make_study(tmp_path / "s", trials=60, space=space)
+    with LedgerReader.open(path) as reader:
+        data = gather(reader)
+    there = sum(p["optimizer"] == "sgd" for p in data.params)
+    picture = next(p for p in pictures(data) if p.name == "isolation-momentum")
+    assert 0 < sum(int(row[1]) for row in picture.table.rows) == there < data.n
+    assert [note["text"] for note in picture.layout["annotations"]] == [row[1] for row in picture.table.rows]
+
+
+def test_trials_that_ended_between_two_evaluations_are_on_no_rung(tmp_path):
+    path = make_study(tmp_path / "s", trials=20, finish=False, confirm=0, stop=False, infeasible=False)
+    with Ledger.open(path) as ledger:
+        change_trial(ledger, 3, state="STOPPED", steps=7)
+    with LedgerReader.open(path) as reader:
+        data = gather(reader)
+    assert data.stopped.any()
+    assert "rungs" not in [p.name for p in pictures(data)]
+
+
+def test_a_babysat_model_has_a_page_of_what_was_changed(tmp_path):
+    path = make_study(tmp_path / "s", trials=1, rounds=1, finish=False, confirm=0, infeasible=False)
+    with Ledger.open(path) as ledger:
+        ledger.set_meta("panda", {"from": None})
+        ledger.add_decision(0, "adjust", {"trial": 0, "step": 20, "name": "learning_rate", "from": 0.5, "to": 0.25})
+        ledger.add_decision(0, "rollback", {"trial": 1, "from": 60, "step": 40})
+    with LedgerReader.open(path) as reader:
+        data = gather(reader)
+    assert {p.name for p in pictures(data)} <= {"curves", "train-valid", "seconds"}
+    text = page(data)
+    assert "learning_rate: 0.5 → 0.25" in text
+    assert "back to step 40" in text
+    assert "#s-relations" not in text
+
+
 # ---- what it says ------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from vmaptune.cli._common import OK
 
@@ -22,5 +23,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _export(args: argparse.Namespace) -> int:
     from vmaptune.view.export import export
 
-    print(export(args.study, args.to, args.out))
+    path = export(args.study, args.to, args.out, _progress if sys.stderr.isatty() else None)
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
+    print(path)
     return OK
+
+
+def _progress(done: int, total: int) -> None:
+    if done % 100 == 0:
+        print(f"\r{done:,} of {total:,} trials", end="", file=sys.stderr, flush=True)

@@ -39,7 +39,12 @@ FORMATS = {
 }  # fmt: skip
 
 
-def export(directory: str | Path, to: str, out: str | Path | None = None) -> Path:
+def export(
+    directory: str | Path,
+    to: str,
+    out: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """Writes a study in another tool's format; returns the file or directory that was made.
 
     Args:
@@ -47,6 +52,7 @@ def export(directory: str | Path, to: str, out: str | Path | None = None) -> Pat
       to: csv, json, parquet, optuna, tensorboard, mlflow or wandb-csv.
       out: where to; `<directory>/export/<name>` by default, which is replaced. A path that is given must not
         exist.
+      progress: is called with the trials that are done and with all of them, where each takes its time.
 
     Raises:
       InputError: an unknown format, a library that is not installed, a path that exists or cannot be written.
@@ -60,7 +66,7 @@ def export(directory: str | Path, to: str, out: str | Path | None = None) -> Pat
         raise InputError("--out must name a path, but got an empty name; leave it out for DIR/export")
     path = Path(out) if out is not None else inside(directory, "export") / form.name
     with LedgerReader.open(directory) as reader:
-        source = Source.read(reader)
+        source = Source.read(reader, progress)
     if out is not None and (path.exists() or path.is_symlink()):
         raise InputError(f"--out {path} exists already and is left as it is; name a path that does not exist")
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -19,7 +19,7 @@ import sqlalchemy  # type: ignore[import-not-found,unused-ignore]
 from vmaptune.space import Distribution
 from vmaptune.store.ledger import TrialRow
 from vmaptune.store.states import State
-from vmaptune.view.export._source import Source
+from vmaptune.view.export._source import Source, told_apart
 
 STATES = {
     State.COMPLETE: "COMPLETE",
@@ -53,7 +53,9 @@ def _write(source: Source, path: Path) -> None:
     study.set_user_attr("written by", "vmaptune")
     names = [out for name, d in source.space.items() for out in _outgoing(name, d, source)]
     distributions = dict(names)
-    for trial in source.trials:
+    if source.confirmed is not None:
+        study.set_user_attr("winner", source.confirmed)
+    for trial in source.each():
         study.add_trial(_trial(source, trial, distributions))
     storage.remove_session()
     storage.engine.dispose()
@@ -66,10 +68,8 @@ def _without_sync(connection: Any, _: Any) -> None:
 
 def _trial(source: Source, trial: TrialRow, distributions: dict[str, Any]) -> Any:
     params: dict[str, Any] = {}
-    there = source.space.active(trial.params)
-    for name, d in source.space.items():
-        if there[name]:  # a setting that does not exist for this choice of another one is no parameter of this trial
-            params.update(_values(name, d, trial.params[name], distributions))
+    for name, value in trial.params.items():
+        params.update(_values(name, source.space[name], value, distributions))
     started, finished = source.times_of(trial)
     curve = {p.step: p.value for p in source.curve(trial.trial) if p.value is not None}
     value = trial.value if trial.value is not None and math.isfinite(trial.value) else None
@@ -98,8 +98,8 @@ def _outgoing(name: str, d: Distribution, source: Source) -> list[tuple[str, Any
     """The settings that one of ours becomes, with Optuna's distributions. Wide enough for every trial."""
     of = optuna.distributions
     if d.options is not None:
-        return [(name, of.CategoricalDistribution([_option(v) for v in d.options]))]
-    values = [v for t in source.trials if (v := t.params[name]) is not None and not (d.or_zero > 0 and v == 0)]
+        return [(name, of.CategoricalDistribution(_options(d)))]
+    values = [v for t in source.trials if (v := t.params.get(name)) is not None and not (d.or_zero > 0 and v == 0)]
     low, high = min([d.low, *values]), max([d.high, *values])
     zero = [(f"{name}-is-zero", of.CategoricalDistribution([False, True]))] if d.or_zero > 0 else []
     if d.kind == "reverseloguniform":
@@ -114,7 +114,7 @@ def _outgoing(name: str, d: Distribution, source: Source) -> list[tuple[str, Any
 
 def _values(name: str, d: Distribution, value: Any, distributions: dict[str, Any]) -> dict[str, Any]:
     if d.options is not None:
-        return {name: _option(value)}
+        return {name: _options(d)[int(d.to_scaled([value])[0])]}
     is_zero = d.or_zero > 0 and value == 0
     found: dict[str, Any] = {f"{name}-is-zero": is_zero} if d.or_zero > 0 else {}
     if is_zero:
@@ -125,6 +125,11 @@ def _values(name: str, d: Distribution, value: Any, distributions: dict[str, Any
     return {**found, name: value}
 
 
-def _option(value: Any) -> Any:
-    """An option as Optuna stores it; a tuple by its text."""
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+def _options(d: Distribution) -> list[Any]:
+    """A choice's options as Optuna stores them, in order: a tuple by its text, and by its text too whatever equals
+    another one there, as True equals 1."""
+    found: list[Any] = []
+    for value in d.options or ():
+        own = value if value is None or isinstance(value, bool | int | float | str) else str(value)
+        found.append(told_apart(str(own), found) if own in found else own)
+    return found

@@ -12,7 +12,7 @@ from typing import Any
 from vmaptune.store.tables import format_rows
 from vmaptune.view.export._source import Source
 
-COLUMNS = ("trial", "round", "kind", "of", "state", "reason", "seed", "steps", "value")
+COLUMNS = ("trial", "round", "kind", "of", "state", "reason", "seed", "steps", "value", "winner")
 
 
 def columns_of(source: Source) -> list[str]:
@@ -24,14 +24,20 @@ def columns_of(source: Source) -> list[str]:
     ]
 
 
+def cell(value: Any) -> Any:
+    """A hyperparameter's value in a table, where an empty cell says that the hyperparameter does not exist."""
+    return "None" if value is None else value
+
+
 def rows_of(source: Source) -> list[dict[str, Any]]:
     """A row for each trial, by column."""
     return [
         {
-            **{column: getattr(trial, column) for column in COLUMNS if column not in ("kind", "state")},
+            **{column: getattr(trial, column) for column in COLUMNS if column not in ("kind", "state", "winner")},
             "kind": source.kind_of(trial),
             "state": str(trial.state),
-            **{f"params.{name}": value for name, value in trial.params.items()},
+            "winner": trial.trial == source.confirmed,
+            **{f"params.{name}": cell(value) for name, value in trial.params.items()},
             **{f"metrics.{name}": value for name, value in trial.metrics.items()},
         }
         for trial in source.trials

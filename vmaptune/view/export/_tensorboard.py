@@ -46,7 +46,7 @@ def write_tensorboard(source: Source, path: Path) -> None:
     metrics = [summary_v2.Metric(tag) for tag in dict.fromkeys([source.objective, *source.metric_names()])]
     begun = source.rounds[0].started if source.rounds else time.time()
     _write(path, begun, [(begun, {"summary": summary_v2.hparams_config_pb(settings, metrics)})])
-    for trial in source.trials:
+    for trial in source.each():
         run = path / f"trial-{trial.trial:0{digits}d}"
         run.mkdir()
         _write(run, begun, _events(source, trial, begun))
@@ -56,8 +56,8 @@ def _events(source: Source, trial: TrialRow, begun: float) -> list[tuple[float, 
     started, finished = source.times_of(trial)
     started = started or begun
     ended = finished or started
-    there = source.space.active(trial.params)
-    setting = {_name(n, d): _value(d, trial.params[n]) for n, d in source.space.items() if there[n]}
+    of = source.space
+    setting = {_name(n, of[n]): _value(of[n], value) for n, value in trial.params.items()}
     events = [(started, {"summary": summary_v2.hparams_pb(setting, f"trial-{trial.trial}", started)})]
     for point in source.curve(trial.trial):
         values = [Summary.Value(tag=name, simple_value=value) for name, value in measured(point)]
@@ -86,14 +86,18 @@ def _name(name: str, d: Distribution) -> str:
 def _value(d: Distribution, value: Any) -> bool | int | float | str:
     if d.kind == "reverseloguniform":
         return 1.0 - value
-    return value if isinstance(value, bool | int | float | str) else str(value)
+    plain = isinstance(value, bool | int | float | str) and not _is_mixed(d)
+    return value if plain else str(value)
+
+
+def _is_mixed(d: Distribution) -> bool:
+    """Whether a choice's options are of several types. TensorBoard filters by one."""
+    return d.options is not None and len({type(option) for option in d.options}) > 1
 
 
 def _domain(d: Distribution) -> Any:
     if d.options is not None:
-        values = [_value(d, v) for v in d.options]
-        alike = len({type(v) for v in values}) == 1
-        return summary_v2.Discrete(values if alike else [str(v) for v in values])
+        return summary_v2.Discrete([_value(d, v) for v in d.options])
     low, high = float(d.low or 0), float(d.high or 0)
     if d.kind == "reverseloguniform":
         low, high = 1.0 - high, 1.0 - low

@@ -8,6 +8,7 @@ from typing import Any
 from vmaptune.store.states import State
 from vmaptune.store.tables import format_rows
 from vmaptune.view.export._source import Source, measured
+from vmaptune.view.export._tables import cell
 
 STATES = {State.COMPLETE: "finished", State.STOPPED: "finished", State.RUNNING: "running", State.INFEASIBLE: "failed",
           State.FAIL: "crashed"}  # fmt: skip
@@ -25,11 +26,12 @@ def write_wandb_csv(source: Source, path: Path) -> None:
             f"round-{trial.round}",
             source.kind_of(trial),
             *([f"confirms-{trial.of}"] if trial.of is not None else []),
+            *(["winner"] if trial.trial == source.confirmed else []),
         ]
         runs.append(
             {"Name": name, "State": STATES[trial.state], "Tags": ", ".join(tags), "Notes": trial.reason,
              "seed": trial.seed, "_step": trial.steps,
-             **{f"config.{n}": v for n, v in trial.params.items()},
+             **{f"config.{n}": cell(v) for n, v in trial.params.items()},
              **{f"summary.{n}": v for n, v in trial.metrics.items()}}
         )  # fmt: skip
         history += [{"Name": name, "_step": p.step, **dict(measured(p))} for p in source.curve(trial.trial)]

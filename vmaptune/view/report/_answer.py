@@ -152,6 +152,24 @@ def best_table(data: StudyData, most: int = 20) -> Table:
     return Table(["trial", "round", data.objective, "steps", *names], rows, f"the best {len(rows)} trials")
 
 
+def changes_table(data: StudyData) -> Table:
+    """What a person did while one model trained, in order: a row for each change, snapshot and rollback."""
+    rows = []
+    for decision in data.decisions:
+        done = decision.data
+        if decision.kind == "adjust":
+            what = f"{done['name']}: {number(done['from'])} → {number(done['to'])}"
+        elif decision.kind == "snapshot":
+            what = "a snapshot"
+        elif decision.kind == "rollback":
+            what = f"back to step {done['step']}"
+        else:
+            continue
+        at = done["from"] if decision.kind == "rollback" else done["step"]
+        rows.append([str(at), what])
+    return Table(["step", "what"], rows, "")
+
+
 def esc(text: object) -> str:
     """Text for HTML, in or out of an attribute."""
     return html.escape(str(text), quote=True)

@@ -183,7 +183,10 @@ def rungs(data: StudyData) -> Picture | None:
     if not data.stopped.any():
         return None
     c = data.curves
-    levels = np.unique(data.steps[data.stopped])
+    # a trial that ended between two evaluations has no value there
+    levels = np.intersect1d(data.steps[data.stopped], c.step)
+    if not len(levels):
+        return None
     rows, x, y, custom, colours, symbols = [], [], [], [], [], []
     for k, level in enumerate(levels):
         here: list[tuple[int, float]] = []

@@ -74,6 +74,11 @@ class StudyData:
         return len(self.trial)
 
     @property
+    def babysat(self) -> bool:
+        """Whether a person trained one model and changed its settings on the way: nothing was searched."""
+        return "panda" in self.meta
+
+    @property
     def maximize(self) -> bool:
         return self.sign < 0
 

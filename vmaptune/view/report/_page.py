@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib.resources import files
 
 from vmaptune.view.report import _course, _relations, _settings, _training
-from vmaptune.view.report._answer import answer, best_table, esc, plan_table, table_html
+from vmaptune.view.report._answer import answer, best_table, changes_table, esc, plan_table, table_html
 from vmaptune.view.report._gather import StudyData
 from vmaptune.view.report._pack import Pool, packed, packed_json
 from vmaptune.view.report._picture import Picture, themes
@@ -18,7 +18,11 @@ from vmaptune.view.report._plotly import packed_javascript
 def pictures(data: StudyData) -> list[Picture]:
     """Every picture that this study gives cause for, in the page's order."""
     names = data.by_importance
-    found: Iterable[Picture | None] = [
+    found: Iterable[Picture | None]
+    if data.babysat:  # one model: there is no setting to compare
+        found = [_training.curves(data), _training.train_valid(data), _course.seconds(data)]
+        return [picture for picture in found if picture is not None]
+    found = [
         _settings.zoom(data),
         *(_settings.axis(data, name) for name in names),
         *(_settings.isolation(data, name) for name in names),
@@ -72,9 +76,60 @@ def _colours(data: StudyData) -> str:
 
 
 def _sections(data: StudyData, found: dict[str, Picture]) -> list[str]:
-    parts = ['<nav aria-label="Sections"><a href="#s-settings">Settings</a><a href="#s-training">Training</a>'
-             '<a href="#s-relations">What matters</a><a href="#s-course">The study</a>'
-             '<a href="#s-trials">Best trials</a></nav>', "<main>"]  # fmt: skip
+    sections = _babysat_sections if data.babysat else _search_sections
+    titles = {"s-settings": "Settings", "s-training": "Training", "s-relations": "What matters",
+              "s-course": "The study", "s-trials": "Best trials"}  # fmt: skip
+    made = sections(data, found)
+    links = "".join(f'<a href="#{key}">{titles[key]}</a>' for key in made)
+    return [f'<nav aria-label="Sections">{links}</nav>', "<main>", *made.values(), "</main>"]
+
+
+def _babysat_sections(data: StudyData, found: dict[str, Picture]) -> dict[str, str]:
+    """By key: what was changed while the one model trained, its curves, and its numbers."""
+    changes = table_html(changes_table(data), "What was changed", folded=False)
+    return {
+        "s-settings": f'<section id="s-settings"><h2>What was changed</h2><div class="card">{changes}</div></section>',
+        "s-training": _pictured("s-training", "Training", found, ("curves", "train-valid")),
+        "s-course": _pictured("s-course", "The study", found, ("seconds",), _plan(data)),
+    }
+
+
+def _search_sections(data: StudyData, found: dict[str, Picture]) -> dict[str, str]:
+    """By key: every setting, training, what matters, the study's course, and the best trials."""
+    relations = []
+    if "importance" not in found:
+        relations.append("<p class='lead'>Too few trials to say which setting matters: it takes 20 in one round.</p>")
+    if "infeasible" not in found:
+        relations.append("<p class='lead'>No trial was infeasible.</p>")
+    table = table_html(best_table(data), "Best trials", folded=False)
+    return {
+        "s-settings": _settings_section(data, found),
+        "s-training": _pictured("s-training", "Training", found, ("curves", "train-valid")),
+        "s-relations": _pictured(
+            "s-relations", "What matters", found, ("importance", "parallel", "pair", "infeasible"), lead=relations
+        ),
+        "s-course": _pictured(
+            "s-course", "The study", found, ("budget", "rungs", "random-not-grid", "occupancy", "seconds"), _plan(data)
+        ),
+        "s-trials": f'<section id="s-trials"><h2>Best trials</h2><div class="card">{table}</div></section>',
+    }
+
+
+def _pictured(
+    key: str, title: str, found: dict[str, Picture], names: Iterable[str], end: str = "", lead: Iterable[str] = ()
+) -> str:
+    """A section of those of the pictures that there are."""
+    cards = [_card(found[name]) for name in names if name in found]
+    return "\n".join([f'<section id="{key}"><h2>{title}</h2>', *lead, *cards, end, "</section>"])
+
+
+def _plan(data: StudyData) -> str:
+    if not data.groups:
+        return ""
+    return f'<div class="card"><h3>The plan</h3>{table_html(plan_table(data), "The plan", folded=False)}</div>'
+
+
+def _settings_section(data: StudyData, found: dict[str, Picture]) -> str:
     legend = "".join(
         f'<span><i class="dot" style="background:var(--round{r})"></i>round {r + 1}</span>'
         for r in range(len(data.rounds))
@@ -82,7 +137,7 @@ def _sections(data: StudyData, found: dict[str, Picture]) -> list[str]:
     legend += '<span><i class="star">★</i>winner</span>'
     if data.infeasible.any():
         legend += '<span><i class="cross">×</i>infeasible</span>'
-    parts.append(f'<section id="s-settings"><h2>Each setting</h2><p class="key">{legend}</p>')
+    parts = [f'<section id="s-settings"><h2>Each setting</h2><p class="key">{legend}</p>']
     if any(decision.kind == "pbt" for decision in data.decisions):
         parts.append(
             "<p class='lead'>Population-based training changed settings while the models trained: the pictures of "
@@ -101,28 +156,7 @@ def _sections(data: StudyData, found: dict[str, Picture]) -> list[str]:
     )
     parts += [_card(found[f"isolation-{name}"]) for name in data.by_importance]
     parts.append("</div></section>")
-    for key, title, names in (
-        ("s-training", "Training", ("curves", "train-valid")),
-        ("s-relations", "What matters", ("importance", "parallel", "pair", "infeasible")),
-        ("s-course", "The study", ("budget", "rungs", "random-not-grid", "occupancy", "seconds")),
-    ):
-        parts.append(f'<section id="{key}"><h2>{title}</h2>')
-        if key == "s-relations":
-            if "importance" not in found:
-                parts.append(
-                    "<p class='lead'>Too few trials to say which setting matters: it takes 20 in one round.</p>"
-                )
-            if "infeasible" not in found:
-                parts.append("<p class='lead'>No trial was infeasible.</p>")
-        parts += [_card(found[name]) for name in names if name in found]
-        if key == "s-course" and data.groups:
-            parts.append(
-                f'<div class="card"><h3>The plan</h3>{table_html(plan_table(data), "The plan", folded=False)}</div>'
-            )
-        parts.append("</section>")
-    table = table_html(best_table(data), "Best trials", folded=False)
-    parts.append(f'<section id="s-trials"><h2>Best trials</h2><div class="card">{table}</div></section></main>')
-    return parts
+    return "\n".join(parts)
 
 
 def _card(picture: Picture) -> str:

@@ -18,6 +18,7 @@ from vmaptune.view.report._scales import SettingAxis, ValueAxis, column, setting
 from vmaptune.view.words import number
 
 BUCKETS = 10
+MOST_COUNTS = 16  # buckets whose trials are counted in the picture: more would overlap
 TABLE_TRIALS = 10
 MANY_STOPPED = 0.3
 SHADE = 0.2  # of a place that lies in every round's box
@@ -102,17 +103,22 @@ def isolation(data: StudyData, name: str) -> Picture:
     c = ax.place(values)
     edges, labels = ax.buckets(BUCKETS)
     buckets = np.clip(np.searchsorted(edges, c, side="right") - 1, -1, len(labels) - 1)
+    buckets[~np.isfinite(c)] = -1  # trials in which the hyperparameter does not exist
     members = [(labels[b], (edges[b], edges[b + 1]), np.flatnonzero((buckets == b) & ~_at_zero(ax, c)))
                for b in range(len(labels))]  # fmt: skip
     if ax.zero is not None:
         half = 0.4 * (ax.low - ax.zero)
         members.insert(0, ("0", (ax.zero - half, ax.zero + half), np.flatnonzero(_at_zero(ax, c))))
-    rows, x, y, dots, ids, low_high = [], [], [], [], [], []
+    rows, x, y, dots, ids, low_high, counts = [], [], [], [], [], [], []
     others_x, others_y = [], []
     for label, (a, b), inside in members:
         good = inside[data.feasible[inside]]
         good = good[np.argsort(data.sign * data.best[good], kind="stable")]
         share = f"{data.infeasible[inside].mean():.0%}" if len(inside) else ""
+        counts.append({
+            "x": (a + b) / 2, "y": 0, "yref": "paper", "yanchor": "bottom", "text": f"{len(inside):,}",
+            "showarrow": False, "font": {"size": 10, "color": "@muted"},
+        })  # fmt: skip
         if not len(good):
             rows.append([label, str(len(inside)), share, "", ""])
             continue
@@ -142,6 +148,7 @@ def isolation(data: StudyData, name: str) -> Picture:
     ]  # fmt: skip
     layout = base_layout(
         280, xaxis=ax.layout() | {"title": titled(name)}, yaxis=va.layout(f"best {data.objective}"),
+        annotations=counts if len(counts) <= MOST_COUNTS else [],
     )  # fmt: skip
     if dots:
         best = int(np.argmin(data.sign * tops))
