@@ -194,6 +194,42 @@ def test_it_prints_light_and_whole(browser, report):
         assert page.evaluate("document.getElementById('zoom').layout.paper_bgcolor") == "#ffffff"
 
 
+@pytest.mark.parametrize("width", [1600, 420])
+def test_on_paper_every_figure_is_as_wide_as_its_card(browser, report, width):
+    with opened(browser, report, viewport={"width": width, "height": 900}) as page:
+        page.evaluate("vmaptuneReport.drawAll()")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        page.wait_for_timeout(500)
+        widths = page.evaluate(
+            "vmaptuneReport.ids.map(id => [document.getElementById(id).clientWidth,"
+            " document.getElementById(id).querySelector('.main-svg').getBoundingClientRect().width])"
+        )
+        assert all(abs(place - drawn) <= 1 for place, drawn in widths), widths
+        assert max(place for place, _ in widths) < 690  # A4 less its margins
+
+
+def test_nothing_on_the_page_sends_a_figure_away(browser, report):
+    with opened(browser, report) as page:
+        page.evaluate("vmaptuneReport.drawAll()")
+        titles = page.evaluate("[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title)")
+        assert titles
+        assert not [title for title in titles if "loud" in title or "Share" in title or "Edit" in title]
+
+
+def test_names_of_axes_stay_apart_on_a_small_screen(browser, report):
+    with opened(browser, report, viewport={"width": 420, "height": 900}) as page:
+        page.evaluate("vmaptuneReport.drawAll()")
+        apart = page.evaluate(
+            """() => {
+              const names = [...document.querySelectorAll('#parallel .axis-title')];
+              const angle = (name) => /rotate\\((-?[\\d.]+)/.exec(name.getAttribute('transform'))[1];
+              return names.map((name) => [Number(angle(name)), name.getBoundingClientRect().left]);
+            }"""
+        )
+        assert len(apart) > 4
+        assert all(angle == -35 for angle, _ in apart), apart  # side by side they would lie over each other
+
+
 def test_ten_thousand_trials_are_within_the_limits(browser, large):
     assert large.stat().st_size <= MOST_BYTES
     with opened(browser, large) as page:

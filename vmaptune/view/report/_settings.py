@@ -116,7 +116,7 @@ def isolation(data: StudyData, name: str) -> Picture:
         good = good[np.argsort(data.sign * data.best[good], kind="stable")]
         share = f"{data.infeasible[inside].mean():.0%}" if len(inside) else ""
         counts.append({
-            "x": (a + b) / 2, "y": 0, "yref": "paper", "yanchor": "bottom", "text": f"{len(inside):,}",
+            "x": (a + b) / 2, "y": 1, "yref": "paper", "yanchor": "bottom", "text": f"{len(inside):,}",
             "showarrow": False, "font": {"size": 10, "color": "@muted"},
         })  # fmt: skip
         if not len(good):

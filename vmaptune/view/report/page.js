@@ -2,9 +2,10 @@
 (() => {
   const byId = (id) => document.getElementById(id);
   const config = {
-    displaylogo: false, responsive: true, scrollZoom: false,
+    displaylogo: false, responsive: true, scrollZoom: false, showSendToCloud: false, plotlyServerURL: "",
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
   };
+  const NAME_WIDTH = 100; // pixels that the name of an axis needs
   const figures = new Map();
   let arrays = [];
   let words = null;
@@ -70,14 +71,19 @@
     }
     const kept = figure.drawn ? place.data : null;
     const data = coloured(figure.data);
+    const layout = coloured(figure.layout);
+    if (id === "parallel" && place.clientWidth < NAME_WIDTH * data[0].dimensions.length) {
+      data[0].labelangle = -35; // side by side the names would lie over each other
+      layout.margin = { ...layout.margin, t: 110 };
+    }
     if (kept && id === "parallel") {
       data[0].dimensions.forEach((d, i) => {
         if (kept[0].dimensions[i].constraintrange) d.constraintrange = kept[0].dimensions[i].constraintrange;
       });
     }
     const drawn = figure.drawn
-      ? Plotly.react(place, data, coloured(figure.layout), config)
-      : Plotly.newPlot(place, data, coloured(figure.layout), config);
+      ? Plotly.react(place, data, layout, config)
+      : Plotly.newPlot(place, data, layout, config);
     const first = !figure.drawn;
     figure.drawn = true;
     return drawn.then(() => {
@@ -216,8 +222,14 @@
     const again = () => { for (const [id, figure] of figures) if (figure.drawn) Promise.resolve(draw(id)).catch(fail); };
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
     const drawAll = () => Promise.all([...figures.keys()].map((id) => (watcher.unobserve(byId(id)), draw(id))));
-    addEventListener("beforeprint", () => { document.documentElement.classList.add("printing"); drawAll().catch(fail); });
-    addEventListener("afterprint", () => { document.documentElement.classList.remove("printing"); again(); });
+    // Paper has a width of its own, which no resize event tells of.
+    const fit = () => { for (const [id, figure] of figures) if (figure.drawn) Plotly.Plots.resize(byId(id)); };
+    addEventListener("beforeprint", () => {
+      document.documentElement.classList.add("printing");
+      drawAll().catch(fail);
+      fit();
+    });
+    addEventListener("afterprint", () => { document.documentElement.classList.remove("printing"); again(); fit(); });
     window.vmaptuneReport = { drawAll, ids: [...figures.keys()] };
     document.documentElement.dataset.ready = "yes";
   }
