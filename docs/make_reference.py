@@ -37,7 +37,7 @@ def commands() -> str:
     (sub,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     about = {action.dest: action.help for action in sub._choices_actions}
     lines = [NOTE, "# Commands", "", "`python -m vmaptune COMMAND ...`; with `--help` a command says this too.", ""]
-    lines += ["| command | |", "| --- | --- |"]
+    lines += [f"{str(parser.epilog)[0].upper()}{str(parser.epilog)[1:]}.", "", "| command | |", "| --- | --- |"]
     lines += [f"| [`{name}`](#{name}) | {about[name]} |" for name in sub.choices]
     for name, command in sub.choices.items():
         lines += ["", f"## {name}", "", f"{str(about[name])[0].upper()}{str(about[name])[1:]}.".replace("?.", "?"), ""]

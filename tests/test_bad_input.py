@@ -605,3 +605,28 @@ def test_every_command_and_option_has_help():
         command_parser.format_help()
         for action in command_parser._actions:
             assert action.help, f"{name} {action.dest}"
+
+
+def test_a_search_in_which_nothing_trains_ends_with_a_code_of_its_own(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "exp.py"
+    path.write_text(
+        "import jax.numpy as jnp\nimport vmaptune as vt\n"
+        "experiment = vt.Experiment(space={'a': vt.uniform(1.0, 2.0)}, objective='y', steps=2, task=vt.Task(\n"
+        "    init=lambda hp, key: jnp.zeros(()), step=lambda state, hp, key: (state + hp.a, jnp.nan),\n"
+        "    evaluate=lambda state, hp: {'y': state}, has_loss=True))\n"
+    )
+    monkeypatch.setattr("vmaptune.view.report.available", lambda: False)
+    assert cli.main(["run", str(path), "--trials", "4", "--out", str(tmp_path / "s"), "--quiet"]) == 3
+    said = capsys.readouterr().out
+    assert said.count("no setting trained to a finite result: lower the upper end of the learning rate") == 1
+    assert "best_model" not in said
+    assert "best/" not in said
+
+
+def test_the_version_is_said(capsys):
+    from vmaptune import __version__
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.strip() == f"vmaptune {__version__}"

@@ -144,7 +144,7 @@ def test_the_model_is_kept_as_a_studys_best(file, tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_it_with_a_reason(file, tmp_path, capsys):
     words = ["panda", str(file), "--set", "learning_rate=1e30", "--set", "width=4", "--out", str(tmp_path / "p")]
-    assert main([*words, "--quiet"]) == 1
+    assert main([*words, "--quiet"]) == 3
     assert "not finite" in capsys.readouterr().out
     row = vt.load(tmp_path / "p").trials()[0]
     assert str(row.state) == "INFEASIBLE"

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -229,7 +230,8 @@ def test_advice_follows_from_the_numbers(tmp_path):
     texts = {a.text: a.command for a in advice(data)}
     widen = next(t for t in texts if "learning_rate" in t)
     assert "lower bound 0.05" in widen
-    assert texts[widen] == "vmaptune run experiments/made.py --set 'learning_rate=loguniform(0.005, 0.5)'"
+    wider = "vmaptune run experiments/made.py --set 'learning_rate=loguniform(0.005, 0.5)'"
+    assert texts[widen] == f"{wider} --out {tmp_path / 's-next'}"
     assert any("idle" in t and "fixed" in t for t in texts)
     assert any("Train for longer" in t for t in texts)
     assert any("luck" in w for w in warnings(data))
@@ -241,7 +243,32 @@ def test_a_study_whose_trials_all_diverged_says_so(tmp_path):
     space = vt.Space({"learning_rate": vt.uniform(0.5, 0.9)})
     text = write_report(make_study(tmp_path / "s", space=space, confirm=0)).read_text("utf-8")
     assert "No setting trained to a finite result" in text
-    assert "lower the upper end of the learning rate" in text
+    assert text.count("lower the upper end of the learning rate") == 1
+
+
+def test_advice_names_a_directory_of_its_own_and_what_to_fix_at_which_value(tmp_path):
+    space = vt.Space(
+        {
+            "optimizer": vt.choice(["sgd", "adam"]),
+            "learning_rate": vt.loguniform(1e-4, 1.0),
+            "momentum": vt.reverseloguniform(0.5, 0.999, when={"optimizer": "sgd"}),
+            "beta2": vt.reverseloguniform(0.9, 0.9999, when={"optimizer": ["adam"]}),
+            "warmup": vt.randint(1, 9),
+        }
+    )
+    path = make_study(tmp_path / "s", trials=200, space=space)
+    with LedgerReader.open(path) as reader:
+        data = gather(reader)
+    best = data.params[data.winner]
+    off = "momentum" if best["optimizer"] == "adam" else "beta2"
+    (found,) = [a for a in advice(data) if a.text.startswith("No effect of")]
+    named = [name for name in space if name in found.text]
+    assert named
+    assert [f"{name}={best[name]!r}" for name in named] == shlex.split(found.command)[4:-2:2]
+    assert off not in found.text + found.command
+    for each in advice(data):
+        if each.command and each.command.startswith("vmaptune run"):
+            assert each.command.endswith(f" --out {path}-next")
 
 
 # ---- axes --------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 from vmaptune.errors import InputError
 
 OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+NOTHING_TRAINED = 3  # no configuration came to a finite result
 
 
 def add_experiment(command: argparse.ArgumentParser) -> None:

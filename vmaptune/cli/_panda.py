@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmaptune.cli._common import FAILED, OK, add_as_written, add_experiment, parse_changes, strict_json
+from vmaptune.cli._common import NOTHING_TRAINED, OK, add_as_written, add_experiment, parse_changes, strict_json
 from vmaptune.errors import InputError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _panda(args: argparse.Namespace) -> int:
                 screen.close()
             study = model.finish(state)
     print(strict_json(study.result) if args.json else panda_text(study.result))
-    return OK if study.result["best"] is not None else FAILED
+    return OK if study.result["best"] is not None else NOTHING_TRAINED
 
 
 def _check(adjustments: Sequence[Adjustment], model: Panda) -> None:

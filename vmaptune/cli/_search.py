@@ -9,7 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vmaptune.cli._common import FAILED, OK, add_as_written, add_experiment, add_search, parse_changes, strict_json
+from vmaptune.cli._common import (
+    FAILED,
+    NOTHING_TRAINED,
+    OK,
+    add_as_written,
+    add_experiment,
+    add_search,
+    parse_changes,
+    strict_json,
+)
 from vmaptune.errors import InputError
 
 CHANGED = "go on although the experiment's file has changed"
@@ -191,7 +200,7 @@ def _trained(args: argparse.Namespace, train: Callable[[Any], Any]) -> int:
             with contextlib.suppress(OSError):  # the terminal is gone
                 view.close()
     print(strict_json(study.result) if args.json else summary(study.result))
-    return OK
+    return OK if study.result["best"] is not None else NOTHING_TRAINED
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ class RoundReport:
     nor has one that ends less than that before the study's end; the last round has one however short it was, and so
     has a study that was interrupted or failed.
 
-    Without Plotly, which is optional, nothing is written and nothing said.
+    Without Plotly, which is optional, nothing is written; at the end a note says how to get one.
     """
 
     def __init__(self, directory: Path, listener: Listener, *, wanted: bool = True):
@@ -41,6 +41,11 @@ class RoundReport:
             from vmaptune.view.report import available, write_report
 
             if not available():
+                if last:
+                    self._listener.note(
+                        f"no report was written, because Plotly is not installed: pip install plotly, then "
+                        f"`python -m vmaptune report {self._directory}`"
+                    )
                 return
             write_report(self._directory)
         except Exception as error:

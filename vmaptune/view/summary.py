@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vmaptune.view.words import counted, duration, number, setting, size
+from vmaptune.view.words import NOTHING_TRAINED, counted, duration, number, setting, size
 
 
 def summary(result: Mapping[str, Any]) -> str:
@@ -31,9 +31,10 @@ def summary(result: Mapping[str, Any]) -> str:
     lines += [
         "",
         *_report_lines(study),
-        f"everything is in {study}: study.db, trials.csv, best/",
-        f'the trained model: vmaptune.load("{study}").best_model()',
+        f"everything is in {study}: study.db, trials.csv" + (", best/" if result["best"] is not None else ""),
     ]
+    if result["best"] is not None:
+        lines.append(f'the trained model: vmaptune.load("{study}").best_model()')
     return "\n".join(lines)
 
 
@@ -114,7 +115,7 @@ def best_lines(result: Mapping[str, Any]) -> list[str]:
     """The winner and its numbers."""
     best = result["best"]
     if best is None:
-        return ["no setting trained to a finite result"]
+        return [f"{NOTHING_TRAINED[0].lower()}{NOTHING_TRAINED[1:]}"]
     width = max(len(name) for name in best["params"])
     lines = ["the setting to use:"]
     lines += [f"  {name.ljust(width)} = {setting(value)}" for name, value in best["params"].items()]

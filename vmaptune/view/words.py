@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+NOTHING_TRAINED = (
+    "No setting trained to a finite result: lower the upper end of the learning rate, look for log(0) or a division by "
+    "zero in the loss, or train for fewer steps."
+)
+
 
 def number(value: Any, digits: int = 4) -> str:
     """A number with a few significant digits; other values as they are."""

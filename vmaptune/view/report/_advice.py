@@ -14,7 +14,7 @@ from vmaptune.space import Distribution
 from vmaptune.view.report._gather import StudyData
 from vmaptune.view.report._scales import column
 from vmaptune.view.report._settings import axis_of
-from vmaptune.view.words import number
+from vmaptune.view.words import NOTHING_TRAINED, number
 
 MANY = 0.3  # infeasible trials in the first round: worth a word
 REGION = 0.6  # infeasible in a region: leave it out
@@ -61,10 +61,7 @@ def advice(data: StudyData) -> list[Advice]:
             )
         )
     if data.winner is None:
-        found.append(Advice(
-            "No setting trained to a finite result: lower the upper end of the learning rate, look for log(0) or a "
-            "division by zero in the loss, or train for fewer steps."
-        ))  # fmt: skip
+        found.append(Advice(NOTHING_TRAINED))
         return found
     found += _widen(data)
     found += _leave_out(data)
@@ -103,8 +100,8 @@ def _widen(data: StudyData) -> list[Advice]:
     for lean in data.leanings:
         d = data.first[lean.name]
         wider = _wider(d, lean.side)
-        experiment = _experiment(data)
-        command = f"vmaptune run {experiment} --set {shlex.quote(f'{lean.name}={wider!r}')}" if wider else None
+        setting = shlex.quote(f"{lean.name}={wider!r}")
+        command = f"vmaptune run {_experiment(data)} --set {setting} --out {_beside(data)}" if wider else None
         bound = axis_of(data, lean.name).words(lean.bound)
         text = f"Widen {lean.name}: the best trials touch its {lean.side} bound {bound}."
         found.append(Advice(text, command))
@@ -190,14 +187,25 @@ def _steps(data: StudyData) -> list[Advice]:
 def _fix(data: StudyData) -> list[Advice]:
     seen = {i.name for i in (*data.importance, *data.importance_all) if i.matters}
     seen |= {lean.name for lean in data.leanings}
-    idle = [i.name for i in data.importance if i.name not in seen]
+    best = data.params[data.winner] if data.winner is not None else {}
+    there = data.first.active(best) if best else {}
+    idle = [i.name for i in data.importance if i.name not in seen and there.get(i.name)]
     if not idle or len(idle) == len(data.varied):
         return []
     some = " and ".join([", ".join(idle[:-1]), idle[-1]] if len(idle) > 1 else idle)
-    them = "it" if len(idle) == 1 else "them"
+    values = " ".join(f"--set {shlex.quote(f'{name}={best[name]!r}')}" for name in idle)
+    as_it_is = "as the winner has it" if len(idle) == 1 else "as the winner has them"
     return [
-        Advice(f"No effect of {some} was seen: keep {them} fixed next time, and the same trials search fewer settings.")
+        Advice(
+            f"No effect of {some} was seen: fixed {as_it_is}, the same trials search fewer settings.",
+            f"vmaptune run {_experiment(data)} {values} --out {_beside(data)}",
+        )
     ]
+
+
+def _beside(data: StudyData) -> str:
+    """A directory for the next study; the one of this study is taken."""
+    return shlex.quote(f"{data.directory}-next")
 
 
 def _experiment(data: StudyData) -> str:

@@ -152,7 +152,8 @@ def _settings_section(data: StudyData, found: dict[str, Picture]) -> str:
     parts += [_card(found[f"axis-{name}"]) for name in data.by_importance]
     parts.append(
         "</div><h3>Isolation plots</h3><p class='lead'>The best trial of each range: what a value of this setting can "
-        "do when all others are chosen well. Grey: the next three trials. Above: how many trials there are in each range.</p><div class='grid'>"
+        "do when all others are chosen well. Grey: the next three trials. "
+        "Above: how many trials each range has.</p><div class='grid'>"
     )
     parts += [_card(found[f"isolation-{name}"]) for name in data.by_importance]
     parts.append("</div></section>")
