@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from vmaptune import __version__
+import vmaptune
 from vmaptune.cli import _export, _look, _new, _panda, _process, _report, _rescue, _search, _watch
 from vmaptune.cli._common import FAILED, INTERRUPTED, MISTAKE, NOTHING_TRAINED, OK
 from vmaptune.errors import InputError, VmaptuneError
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"exit codes: {OK} done, {FAILED} failed, {MISTAKE} a mistake in what was typed, {NOTHING_TRAINED} "
         f"nothing trained to a finite result, {INTERRUPTED} interrupted",
     )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"vmaptune {__version__}", help="say which this is")
+    parser.add_argument("--version", action="version", version=f"vmaptune {vmaptune.__version__}", help="say which this is")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for family in FAMILIES:
         family.add_commands(commands)
