@@ -67,7 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"exit codes: {OK} done, {FAILED} failed, {MISTAKE} a mistake in what was typed, {NOTHING_TRAINED} "
         f"nothing trained to a finite result, {INTERRUPTED} interrupted",
     )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"vmaptune {vmaptune.__version__}", help="say which this is")
+    parser.add_argument(
+        "--version", action="version", version=f"vmaptune {vmaptune.__version__}", help="say which this is"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for family in FAMILIES:
         family.add_commands(commands)
