@@ -67,7 +67,9 @@ def rows_of(directory: Path) -> list[dict[str, str]]:
 def test_trials_csv_has_every_trial_once(study_dir):
     rows = rows_of(study_dir)
     assert list(rows[0]) == ["trial", "round", "state", "reason", "seed", "steps", "value",
-                             "params.learning_rate", "params.width", "params.momentum"]  # fmt: skip
+                             "params.learning_rate", "params.width", "params.momentum", "place",
+                             "confirmed_mean", "confirmed_std", "confirmed_low", "confirmed_high", "confirmed_seeds",
+                             "confirmed_chance"]  # fmt: skip
     assert [int(r["trial"]) for r in rows] == list(range(96))
     assert {r["state"] for r in rows} <= {"COMPLETE", "INFEASIBLE"}
     assert [sum(r["round"] == str(k) for r in rows) for k in range(4)] == [30, 28, 28, 10]

@@ -55,34 +55,39 @@ def _state(reader: Any) -> str:
 
 
 def _best(args: argparse.Namespace) -> int:
-    from vmaptune.store.tables import format_rows
+    from vmaptune.store.tables import PLACE, format_rows
     from vmaptune.study._study import load
-    from vmaptune.view.summary import best_lines
+    from vmaptune.view.summary import best_lines, finalist_lines
 
     study = load(args.study)
     if args.format == "table":
-        print("\n".join(best_lines(study.result)))
+        print("\n".join([*best_lines(study.result), *finalist_lines(study.result)]))
     elif args.format == "json":
-        print(strict_json(study.best))
+        print(strict_json({**study.best, "finalists": study.finalists}))
     else:
-        best = dict(study.best)
-        row = {**{n: v for n, v in best.items() if n != "params"},
-               **{f"params.{n}": v for n, v in best["params"].items()}}  # fmt: skip
-        print(format_rows([row], list(row), "csv"))
+        rows = [
+            {PLACE: i + 1, **{n: v for n, v in one.items() if n != "params"},
+             **{f"params.{n}": v for n, v in one["params"].items()}}
+            for i, one in enumerate([study.best, *study.finalists[1:]])
+        ]  # fmt: skip
+        print(format_rows(rows, list(rows[0]), "csv"))
     return OK
 
 
 def _trials(args: argparse.Namespace) -> int:
     from vmaptune.store.ledger import LedgerReader
-    from vmaptune.store.tables import format_rows, trials_csv
+    from vmaptune.store.tables import CONFIRMED, PLACE, finalists_of, format_rows, trials_csv
 
     reader = LedgerReader.open(args.study)
     if args.format == "csv":
         print(trials_csv(reader), end="")
         return OK
+    finalists = finalists_of(reader.meta())
+    more = [PLACE, *CONFIRMED] if finalists else []
     rows = [
         {"trial": t.trial, "round": t.round, "state": str(t.state), "reason": t.reason, "seed": t.seed,
-         "steps": t.steps, "value": t.value, **{f"params.{n}": v for n, v in t.params.items()}}
+         "steps": t.steps, "value": t.value, **{f"params.{n}": v for n, v in t.params.items()},
+         **{column: finalists.get(t.trial, {}).get(column) for column in more}}
         for t in reader.trials()
     ]  # fmt: skip
     print(format_rows(rows, list(rows[0]) if rows else [], args.format))

@@ -61,12 +61,18 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument("--rank", metavar="BY", help="how repeats are ranked: mean (default), median, lower")
     command.add_argument("--ensemble", type=int, metavar="M", help="pick an ensemble of up to M finalists' models")
     command.add_argument(
+        "--enqueue", metavar="FILE|STUDY",
+        help="try these configurations first: a study's finalists, or those of a CSV or JSON file",
+    )  # fmt: skip
+    command.add_argument(
         "--structure", metavar="HOW", help="settings of masked layers: auto (default, by measured time), groups, masks"
     )
     add_as_written(command)
     command.add_argument("--resume", action="store_true", help="insist that there is an unfinished study to go on with")
     command.add_argument("--fresh", metavar="DIR", help="begin another study in DIR, which must not hold one")
-    _add_going_on(command, force=f"{CHANGED}, or with other --trials or --rounds")
+    _add_going_on(
+        command, force=f"{CHANGED}, or with other --trials or --rounds; a finished study goes on with more --trials"
+    )
     command.set_defaults(function=_run)
 
 
@@ -146,8 +152,8 @@ def _run(args: argparse.Namespace) -> int:
             steps=args.steps, seed=args.seed,
             out=args.fresh or args.out, keep=args.keep, method=args.method, changes=changes, expand=args.expand,
             plan=args.plan, lanes=args.lanes, stopping=args.stopping, halving=args.halving,
-            repeats=args.repeats, rank=args.rank, ensemble=args.ensemble, structure=args.structure, listener=view,
-            as_written=args.as_written,
+            repeats=args.repeats, rank=args.rank, ensemble=args.ensemble, enqueue=args.enqueue,
+            structure=args.structure, listener=view, as_written=args.as_written,
             resume=args.resume, force=args.force,
             save_every=args.save_every, report=not args.no_report,
         ),

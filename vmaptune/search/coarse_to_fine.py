@@ -7,17 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from vmaptune.errors import InputError
 from vmaptune.search.confirm import Budget, Confirmed
 from vmaptune.search.decide import settle, shortlist
 from vmaptune.search.refine import Params, propose
 from vmaptune.search.repeats import first_repeats, more_repeats, resized
 from vmaptune.search.worth import Worth
 from vmaptune.search.zoom import Scored, slice_of, zoom
-from vmaptune.space import Space
+from vmaptune.space import Space, completed
 
 KEEP = 0.15  # the slice; measured against wider ones
 MARGIN = 0.10
+
+
+def check_room(enqueue: Sequence[Any], trials: int, repeats: int = 1) -> None:
+    """Raises InputError where a first round of so many trials has no room for all that is enqueued."""
+    if len(enqueue) > (room := trials // repeats):
+        raise InputError(
+            f"enqueue must hold at most as many configurations as the first round tries, {room}, but got "
+            f"{len(enqueue)}; enqueue fewer, or take more trials or fewer rounds"
+        )
 
 
 @dataclass
@@ -31,14 +42,23 @@ class CoarseToFine:
     margin: float = MARGIN  # how much wider than those the next space is, on each side
     expand: bool = False  # whether a zoom may leave the first space
     repeats: int = 1  # seeds of each setting in the search
+    enqueue: Sequence[Mapping[str, Any]] = ()  # configurations that a person gives, whole or in part: tried first
     _learned: tuple[list[Scored], Worth] | None = field(
         default=None, init=False, repr=False
     )  # the last, with its trials
 
+    def __post_init__(self) -> None:
+        self.enqueued = completed(self.first, self.enqueue, (self.seed, 0, 3))
+
     def settings(self, space: Space, known: Sequence[Scored], number: int, trials: int) -> list[Params]:
         """What a round of so many `trials` tries, in the order in which they train."""
         n = trials // self.repeats
-        return propose(space, self.first, known, n, seed=(self.seed, number), method=self.method, learn=self._learn)
+        given = self.enqueued[:n] if number == 0 else []
+        if len(given) == n:
+            return given
+        seed = (self.seed, number)
+        n -= len(given)
+        return given + propose(space, self.first, known, n, seed=seed, method=self.method, learn=self._learn)
 
     def slice_of(self, standings: Sequence[Scored], trials: int) -> list[Scored]:
         """The best of all settings so far: as many as the share of a round of `trials` that seeds the next one."""

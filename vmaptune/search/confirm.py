@@ -36,7 +36,9 @@ class Confirmed:
     repeats: int
     infeasible: int  # repeats that ended not finite
     expected: float = math.nan  # the value to expect of another training: the mean less what of it is luck
-    chance: float = math.nan  # of being the best of the finalists
+    chance: float = math.nan  # of being the best of the finalists; NaN where the seeds' spread is unknown
+    low: float = math.nan  # the interval of the mean over all seeds there are, at 95 %
+    high: float = math.nan
 
 
 def split_budget(trials: int, rounds: int, *, least: int = 1, first_share: float = FIRST_SHARE) -> Budget:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy import special
 
 from vmaptune.search.confirm import Confirmed, finalists, rank
 from vmaptune.search.refine import LEAST_TRIALS, Learn
@@ -22,6 +23,7 @@ from vmaptune.space import Space
 
 DRAWS = 1000  # of who is the best
 LEAST_DEGREES = 1  # of freedom, to say anything of the seeds' spread
+LEVEL = 0.95  # of an interval
 
 
 def shortlist(first: Space, scored: Sequence[Scored], k: int, learn: Learn = Worth) -> list[Scored]:
@@ -42,14 +44,47 @@ def settle(repeats: Mapping[int, Sequence[float]]) -> list[Confirmed]:
     By the mean of the repeats, those that were in the last wave first; one with a repeat that is not finite comes
     last. Each has its chance of being the best, and the value to expect of it: the mean of its repeats, drawn towards
     that of all finalists as far as their differences can be the seeds' (empirical Bayes), so that the winner's is not
-    too good.
+    too good. The interval of each mean is Student's, with the spread of the seeds that all finalists share.
 
     Source: James and Stein (1961); Efron and Morris (1975), with the variance between finalists estimated by moments.
     """
     likely, expected = chances(repeats), shrunken(repeats)
+    reach = {t: _reach(repeats, t) for t in repeats}
     still_in = set(last_wave({t: v for t, v in repeats.items() if np.isfinite(v).all()}))
     ranked = sorted(rank(repeats), key=lambda c: (c.infeasible > 0, c.trial not in still_in))
-    return [replace(c, expected=expected[c.trial], chance=likely[c.trial]) for c in ranked]
+    return [
+        replace(
+            c, expected=expected[c.trial], chance=likely[c.trial], low=c.mean - reach[c.trial],
+            high=c.mean + reach[c.trial],
+        )
+        for c in ranked
+    ]  # fmt: skip
+
+
+def alike(repeats: Mapping[int, Sequence[float]], best: int) -> list[int]:
+    """The settings that their seeds can't tell from `best`: their means differ from its own by no more than twice the
+    standard error of the difference, by the spread that all share. Where seeds make no difference, equal ones."""
+    finite = {t: values for t, values in repeats.items() if len(values) and np.isfinite(values).all()}
+    spread = seed_spread(finite)
+    if best not in finite or not math.isfinite(spread):
+        return []
+    of = finite[best]
+    return [
+        t for t, values in finite.items()
+        if t != best
+        and abs(np.mean(values) - np.mean(of)) <= 2 * spread * math.sqrt(1 / len(values) + 1 / len(of))
+    ]  # fmt: skip
+
+
+def _reach(repeats: Mapping[int, Sequence[float]], trial: int) -> float:
+    """Half the 95 % interval of a setting's mean; NaN where the seeds' spread is unknown, or zero: so few seeds, or
+    values so coarse, say nothing of it."""
+    finite = {t: values for t, values in repeats.items() if len(values) and np.isfinite(values).all()}
+    spread = seed_spread(finite)
+    if trial not in finite or not spread > 0:
+        return math.nan
+    degrees = sum(len(values) - 1 for values in finite.values())
+    return float(special.stdtrit(degrees, 0.5 + LEVEL / 2)) * spread / math.sqrt(len(finite[trial]))
 
 
 def smoothed(first: Space, scored: Sequence[Scored], repeats: Mapping[int, Sequence[float]]) -> list[int]:
@@ -105,6 +140,8 @@ def chances(repeats: Mapping[int, Sequence[float]]) -> dict[int, float]:
     """How likely each is the best of them, by trial: draws of their true means, given the repeats.
 
     Around the shrunken values, with the variance that is left to them; 0 for one with a repeat that is not finite.
+    Draws alone never make it 0 or 1, and it is NaN where no two seeds of a setting differ: that says as little of how
+    sure the order is as one seed of each.
     """
     expected = shrunken(repeats)
     found = dict.fromkeys(repeats, 0.0)
@@ -112,8 +149,10 @@ def chances(repeats: Mapping[int, Sequence[float]]) -> dict[int, float]:
     if not finite:
         return found
     spread = seed_spread({t: repeats[t] for t in finite})
-    if not math.isfinite(spread) or spread == 0:
-        return found | {min(finite, key=lambda t: (expected[t], t)): 1.0}
+    if not spread > 0:
+        return found | dict.fromkeys(finite, math.nan)
+    if len(finite) == 1:
+        return found | {finite[0]: 1.0}
     means = np.array([np.mean(repeats[t]) for t in finite])
     errors = np.array([spread**2 / len(repeats[t]) for t in finite])
     between = max(0.0, float(np.var(means, ddof=1)) - float(errors.mean())) if len(finite) > 2 else math.inf
@@ -123,4 +162,4 @@ def chances(repeats: Mapping[int, Sequence[float]]) -> dict[int, float]:
     if not left.any():  # nothing tells them apart
         return found | dict.fromkeys(finite, 1.0 / len(finite))
     wins = np.bincount(draws.argmin(axis=1), minlength=len(finite))
-    return found | {t: float(w) / DRAWS for t, w in zip(finite, wins, strict=True)}
+    return found | {t: (float(w) + 1 / len(finite)) / (DRAWS + 1) for t, w in zip(finite, wins, strict=True)}

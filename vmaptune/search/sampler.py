@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vmaptune.errors import InputError
-from vmaptune.search.coarse_to_fine import KEEP, MARGIN, CoarseToFine
+from vmaptune.search.coarse_to_fine import KEEP, MARGIN, CoarseToFine, check_room
 from vmaptune.search.confirm import Budget, Confirmed, finalists, split_budget
 from vmaptune.search.zoom import Scored
 from vmaptune.space import Space
@@ -55,9 +55,10 @@ class Sampler:
       margin: how much wider than those the next space is, on each side.
       method: "sobol", "random", "halton" or "grid".
       expand: whether a zoom may leave the first space.
+      enqueue: configurations to try first, name -> value each; what is missing in one is drawn.
 
     Raises:
-      InputError: an argument that is none of these.
+      InputError: an argument that is none of these; a configuration that the space does not have.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Sampler:
         margin: float = MARGIN,
         method: str = "sobol",
         expand: bool = False,
+        enqueue: Sequence[Mapping[str, Any]] = (),
     ):
         if isinstance(trials, bool) or not isinstance(trials, (int, np.integer)) or trials < 1:
             raise InputError(f"Sampler(): `trials` must be a whole number of at least 1, but got {trials!r}")
@@ -86,7 +88,8 @@ class Sampler:
         self.space = space if isinstance(space, Space) else Space(space)
         self.budget: Budget = split_budget(trials, max(1, min(ROUNDS, trials // 8)) if rounds is None else rounds)
         self.seed = seed
-        self.search = CoarseToFine(self.space, seed, method, keep, margin, expand)
+        self.search = CoarseToFine(self.space, seed, method, keep, margin, expand, enqueue=enqueue)
+        check_room(self.search.enqueued, self.budget.rounds[0])
         self.direction = direction
         self._sign = 1.0 if direction == "minimize" else -1.0
         self._spaces = [self.space]

@@ -13,6 +13,7 @@ from vmaptune.space._distributions import (
     uniform,
 )
 from vmaptune.space._expressions import parse_expression
+from vmaptune.space._given import completed
 from vmaptune.space._held import check_held, check_value, held_bounds, held_number
 from vmaptune.space._space import Space
 
@@ -23,6 +24,7 @@ __all__ = [
     "check_held",
     "check_value",
     "choice",
+    "completed",
     "distribution_from_json",
     "held_bounds",
     "held_number",

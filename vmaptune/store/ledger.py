@@ -369,14 +369,17 @@ def _open_for_writing(directory: Path) -> sqlite3.Connection:
 
 def already_there(directory: Path) -> InputError:
     """The error of a study where a new one was to be."""
+    more = ""
     try:
         with LedgerReader.open(directory) as reader, reader.snapshot():
             counts = ", ".join(f"{count} {state}" for state, count in reader.counts().items() if count)
             end = "finished" if reader.finished() else "not finished"
             there = f"a study ({end}; trials: {counts or 'none'})"
+            if reader.finished():
+                more = "; or give it more trials, with --trials N --force"
     except (InputError, StudyError) as error:
         there = f"a {FILE_NAME} that is no readable study ({error})"
-    return InputError(f"{directory} already holds {there}; choose another --out, or delete {directory} first")
+    return InputError(f"{directory} already holds {there}; choose another --out, or delete {directory} first{more}")
 
 
 def _no_directory(directory: Path, error: Exception) -> InputError:

@@ -14,24 +14,44 @@ from vmaptune.store.reader import Reading
 
 FORMATS = ("table", "csv", "json")
 _COLUMNS = ("trial", "round", "state", "reason", "seed", "steps", "value")
+PLACE = "place"  # the column that says which finalist a trial's configuration was, 1 for the winner
+CONFIRMED = {  # columns of a finalist's first trial -> what a study's result calls them
+    "confirmed_mean": "value", "confirmed_std": "value_std", "confirmed_low": "low", "confirmed_high": "high",
+    "confirmed_seeds": "repeats", "confirmed_chance": "chance",
+}  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet begins to compute
 
 
 def trials_csv(reader: Reading, path: str | Path | None = None) -> str:
     """Every trial once, by id: `trial, round, state, reason, seed, steps, value`, then each `params.<name>`
-    in the space's order. Numbers are exact, None is empty.
+    in the space's order; of a finished study that confirmed, then what `finalists_of` says. Numbers are exact, None is
+    empty.
 
     Returns the text, and writes it to `path`, whole or not at all. Raises StudyError when that fails.
     """
-    trials = reader.trials()
+    trials, finalists = reader.trials(), finalists_of(reader.meta())
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     rows = [
         [getattr(trial, column) for column in _COLUMNS] + [trial.params.get(name) for name in names] for trial in trials
     ]
-    text = _csv([*_COLUMNS, *(f"params.{name}" for name in names)], rows)
+    more = [PLACE, *CONFIRMED] if finalists else []
+    for trial, row in zip(trials, rows, strict=True):
+        row += [finalists.get(trial.trial, {}).get(column) for column in more]
+    text = _csv([*_COLUMNS, *(f"params.{name}" for name in names), *more], rows)
     if path is not None:
         write_whole(path, text.encode("utf-8", "backslashreplace"))
     return text
+
+
+def finalists_of(meta: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """What a finished study's fresh seeds said, by the trial whose configuration was confirmed: its place among the
+    finalists, the mean over its fresh seeds with its 95 % interval, their spread and number, and its chance of being
+    the best of them. Empty where nothing was confirmed, or by an earlier version."""
+    found = (meta.get("result") or {}).get("finalists") or []
+    return {
+        one["trial"]: {PLACE: i + 1} | {column: one.get(name) for column, name in CONFIRMED.items()}
+        for i, one in enumerate(found)
+    }
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], format: str = "table") -> str:
@@ -54,12 +74,13 @@ def format_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], forma
 def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_csv_cell(column) for column in columns])
-    writer.writerows([_csv_cell(value) for value in row] for row in rows)
+    writer.writerow([csv_cell(column) for column in columns])
+    writer.writerows([csv_cell(value) for value in row] for row in rows)
     return out.getvalue()
 
 
-def _csv_cell(value: Any) -> str:
+def csv_cell(value: Any) -> str:
+    """A value as a cell of CSV: numbers are exact, None is empty, and what a spreadsheet would compute is quoted."""
     value = _scalar(value)
     if value is None:
         return ""

@@ -176,8 +176,9 @@ def retest(
     return load(target, own)
 
 
-def open_unfinished(directory: Path, *, insist: bool) -> Ledger | None:
-    """The ledger of an unfinished study, locked; None where there is no study and nobody insists on one.
+def open_unfinished(directory: Path, *, insist: bool, extend: bool = False) -> Ledger | None:
+    """The ledger of an unfinished study, locked, with `extend` of a finished one too; None where there is no study and
+    nobody insists on one.
 
     Raises:
       InputError: a finished study is there, another process writes it, or there is none although `insist`.
@@ -191,9 +192,12 @@ def open_unfinished(directory: Path, *, insist: bool) -> Ledger | None:
         if insist:
             raise
         return None  # what is there is not touched: Ledger.create says so
-    if finished and insist:
-        raise InputError(f"{directory}: the study is finished, so there is nothing to go on with")
-    if finished:
+    if finished and insist and not extend:
+        raise InputError(
+            f"{directory}: the study is finished, so there is nothing to go on with; give it more trials "
+            f"(run ... --trials N --force), or begin another one (--fresh DIR)"
+        )
+    if finished and not extend:
         raise already_there(directory)
     if rescued:
         raise InputError(

@@ -31,6 +31,7 @@ from vmaptune.store.ledger import CurvePoint
 from vmaptune.study import _minutes
 from vmaptune.study._again import check_save_every, finish, going_on, open_unfinished, resolve_experiment
 from vmaptune.study._budget import CHANGEABLE, change_budget
+from vmaptune.study._enqueue import configurations
 from vmaptune.study._minutes import Timetable
 from vmaptune.study._options import Options, default_directory, options_for
 from vmaptune.study._population import copies_of
@@ -67,6 +68,7 @@ def run(
     repeats: int | None = None,
     rank: str | None = None,
     ensemble: int | None = None,
+    enqueue: Sequence[Mapping[str, Any]] | str | Path | None = None,
     structure: str | None = None,
     as_written: bool = False,
     listener: Listener | None = None,
@@ -105,6 +107,8 @@ def run(
       repeats: how many seeds each setting of the search trains with; all of them count as trials.
       rank: how a setting's repeats are ranked: by their "mean" (the default), their "median", or "lower", a lower
         bound of how good it is.
+      enqueue: configurations that the first round begins with, name -> value each (what is missing in one is drawn); or
+        the path of a study, whose finalists are taken, or of a file that `best`, `trials` or `export` wrote.
       structure: how settings that only masked layers read (`vt.nn.size`, `vt.nn.select`) are trained: "masks", one
         program for all of their values; "groups", a program for each; or "auto" (the default), what is measured to
         be faster for this study, mixtures of both included.
@@ -116,7 +120,8 @@ def run(
       report: whether report.html is written after the rounds (where Plotly is installed).
       resume: insist that there is an unfinished study to go on with.
       force: go on although the experiment's file has changed since the study began, or with another number of
-        trials or rounds: rounds that have begun stay as they are.
+        trials or rounds: rounds that have begun stay as they are. A finished study goes on with more rounds where
+        `trials` are more than it had, and confirms anew.
       save_every: seconds between checkpoints: the most work that a kill can cost.
       started: the moment, by `time.perf_counter()`, from which `minutes` count; by default now.
 
@@ -138,30 +143,38 @@ def run(
     check_save_every(save_every)
     name = source.name if source else experiment.name or "study"
     directory = Path(out) if out is not None else default_directory(name)
+    assert isinstance(experiment.space, Space)
     given = {
         "trials": trials, "minutes": minutes, "rounds": rounds, "steps": steps, "seed": seed, "keep": keep,
         "method": method,
         "expand": expand or None, "plan": parse_plan(plan) if plan else None, "lanes": lanes,
         "stopping": read_stopping(stopping, halving) if stopping or halving else None, "repeats": repeats,
         "rank": rank, "ensemble": ensemble, "structure": structure,
+        "enqueue": configurations(enqueue, experiment.space, experiment.direction),
         "as_written": as_written or None,
     }  # fmt: skip
     options = options_for(experiment, **given)
     warnings = [note] if note else []
-    ledger = open_unfinished(directory, insist=resume)
+    ledger = open_unfinished(directory, insist=resume, extend=force and (trials or rounds) is not None)
     if ledger is not None and ledger.rounds():
         meta = ledger.meta()
         try:
             changeable = force and meta["options"].get("minutes") is None  # a study by time finds its numbers itself
+            if ledger.finished() and not changeable:
+                raise InputError(
+                    f"{directory}: a finished study of {meta['options']['minutes']} minutes had as many trials as "
+                    f"fitted, so it can't be given more; begin another from its best: --enqueue {directory} --fresh DIR"
+                )
             check_options(meta, given, changes or (), directory, experiment, CHANGEABLE if changeable else ())
             if source and meta["experiment"]["source"] is not None:
                 check_code(source.source, source.path, meta, directory, force)
+            extended = ledger.finished()
             if changeable:
                 change_budget(ledger, given)
         except BaseException:
             ledger.close()
             raise
-        listener.note(f"goes on with the unfinished study in {directory}")
+        listener.note(f"goes on with the {'finished' if extended else 'unfinished'} study in {directory}")
         study = going_on(ledger, experiment, source, listener, warnings, save_every, report, started)
     else:
         study = StudyRun(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from vmaptune.errors import InputError
 from vmaptune.experiment import MOST_STEPS, Experiment
+from vmaptune.search.coarse_to_fine import check_room
 from vmaptune.search.confirm import RANKS, Budget, split_budget
 from vmaptune.search.proposer import METHODS as OTHERS
 from vmaptune.search.proposer import PREFIX
@@ -61,6 +62,7 @@ class Options:
     structure: str = "auto"  # how the settings that masked layers read are grouped
     ensemble: int | None = None  # the most picks of the finalists' ensemble
     as_written: bool = False  # whether models are trained without being rewritten to run faster
+    enqueue: Sequence[Mapping[str, Any]] = ()  # configurations that the first round begins with
     minutes: float | None = None  # all that the study may take; then `trials` and `rounds` are what fits
 
     def __post_init__(self) -> None:
@@ -98,6 +100,8 @@ class Options:
             raise InputError("--method pbt replaces its worst members itself: leave --stopping and --repeats out")
         if self.method.startswith(PREFIX) and self.stopping:
             raise InputError(f"--method {self.method} takes in whole rounds: leave --stopping and --halving out")
+        if self.method.startswith(PREFIX) and self.enqueue:
+            raise InputError(f"--method {self.method} begins by itself: leave --enqueue out, or take another method")
         budget = self.budget()
         if min(budget.rounds) < self.repeats:
             raise InputError(
@@ -130,7 +134,10 @@ def options_for(experiment: Experiment, **given: Any) -> Options:
     if given.get("rounds") is None and _is_int(trials) and trials >= 1:
         others = str(chosen.get("method", "")).startswith(PREFIX)
         chosen["rounds"] = max(1, min(BATCHES if others else chosen.get("rounds", DEFAULT_ROUNDS), trials // 8))
-    return Options(**chosen)
+    options = Options(**chosen)
+    if options.minutes is None:
+        check_room(options.enqueue, options.budget().rounds[0], options.repeats)
+    return options
 
 
 def check_minutes(minutes: Any, trials: Any) -> None:

@@ -13,12 +13,13 @@ import numpy as np
 
 from vmaptune.experiment import Data, model_arrays
 from vmaptune.search.confirm import Confirmed
+from vmaptune.search.decide import alike
 from vmaptune.search.zoom import Scored
 from vmaptune.store.files import inside
 from vmaptune.store.ledger import TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.weights import save_weights
-from vmaptune.study._held_out import held_out_values
+from vmaptune.study._held_out import held_out_values, rate_error, resampled_error
 from vmaptune.study._training import Training
 
 
@@ -36,19 +37,31 @@ def outcome(
     counts, experiment = training.counts, training.experiment
     finished = list(finished)
     best: dict[str, Any] | None = None
+    finalists = [_finalist(training, c) for c in ranked]
+    constant = _constant(finished)
+    if constant is not None:
+        counts.warn(
+            f"every trial came to the same {experiment.objective}, {constant:.6g}: it does not depend on the "
+            f"hyperparameters, so there is nothing to choose by; see whether metrics() measures what is trained"
+        )
     if winner is not None:
         confirmed = ranked[0] if ranked else None
         seen = [s for s in (scored(row, counts.sign) for row in finished) if s.rung == winner.rung]
+        of = {row.trial: row.trial if row.of is None else row.of for row in finished}
+        luckiest = min(seen, key=lambda s: (_nan_last(s.value), of[s.trial] != winner.trial, s.trial))
+        own = [s for s in seen if of[s.trial] == winner.trial]
         best = {
             "trial": winner.trial,
             "value": counts.sign * (confirmed.mean if confirmed else winner.value),
             "value_std": confirmed.std if confirmed else None,
             "repeats": confirmed.repeats if confirmed else 0,
-            "expected": counts.sign * confirmed.expected if confirmed else None,
-            "chance": confirmed.chance if confirmed else None,
-            "best_seen": counts.sign * min((s.value for s in seen), key=_nan_last),
+            "low": None, "high": None, "expected": None, "chance": None,
+            "best_seen": counts.sign * luckiest.value,
+            "best_seen_trial": of[luckiest.trial],  # the first with its configuration
+            "seen": known(counts.sign * min((s.value for s in own), key=_nan_last, default=math.nan)),
             "params": winner.params,
-        }
+        }  # fmt: skip
+        best |= {name: one for name, one in (finalists[0] if finalists else {}).items() if name in best}
         if training.options.method == "pbt":
             counts.warn(
                 "a population's winner is a model and the schedule of settings that led to it; it is not one setting, "
@@ -56,13 +69,15 @@ def outcome(
             )
         elif confirmed is None:
             counts.warn("too few trials to confirm the winner on fresh seeds: its value is one lucky draw's")
-        elif len(ranked) > 1 and _overlap(ranked[0], ranked[1]):
-            tied = sum(_overlap(ranked[0], other) for other in ranked[1:])
-            counts.warn(
-                f"the best {tied + 1} settings can't be told apart by their fresh seeds (the chance that this one is "
-                f"the best is {confirmed.chance:.0%}); any of them will do, or run again with more trials"
-            )
-        best |= _on_test_part(training, winner)
+        elif (tied := len(alike(_repeats(training, ranked), winner.trial))) and constant is None:
+            why = "came to the same value on each of their fresh seeds"
+            if math.isfinite(confirmed.chance):
+                why = (
+                    f"can't be told apart by their fresh seeds (the chance that this one is the best is "
+                    f"{_share(confirmed.chance)})"
+                )
+            counts.warn(f"the best {tied + 1} settings {why}; any of them will do, or run again with more trials")
+        best |= _on_examples(training, winner)
     return {
         "study": str(directory),
         "trials": len(training.rows),
@@ -70,6 +85,7 @@ def outcome(
         "objective": experiment.objective,
         "direction": experiment.direction,
         "best": best,
+        "finalists": finalists,
         "seconds": {"total": counts.total_seconds(), **counts.seconds},
         "model_steps": counts.model_steps,
         "compilations": counts.compilations,
@@ -85,31 +101,76 @@ def outcome(
     }
 
 
-def _on_test_part(training: Training, winner: Scored) -> dict[str, Any]:
-    """The confirmed winner's repeats on the test part, measured once, here and nowhere else."""
+def _finalist(training: Training, c: Confirmed) -> dict[str, Any]:
+    """A finalist by its fresh seeds, in the objective's own sign; None for what is not known."""
+    sign = training.counts.sign
+    low, high = sorted((sign * c.low, sign * c.high))
+    return {
+        "trial": c.trial, "value": sign * c.mean, "value_std": known(c.std), "low": known(low), "high": known(high),
+        "repeats": c.repeats, "infeasible": c.infeasible, "expected": known(sign * c.expected),
+        "chance": known(c.chance), "params": dict(training.rows[c.trial].params),
+    }  # fmt: skip
+
+
+def _repeats(training: Training, ranked: Iterable[Confirmed]) -> dict[int, list[float]]:
+    """The finalists' values on their fresh seeds, by trial; lower is better."""
+    found: dict[int, list[float]] = {c.trial: [] for c in ranked}
+    for row in training.rows.values():
+        if row.of in found and row.round >= training.counts.rounds:
+            found[row.of].append(scored(row, training.counts.sign).value)
+    return found
+
+
+def _constant(finished: Iterable[TrialRow]) -> float | None:
+    """The value of all trials that came to their end, where it is one and the same for several configurations."""
+    rows = [row for row in finished if row.state == State.COMPLETE and row.value is not None]
+    values = {row.value for row in rows}
+    several = any(dict(row.params) != dict(rows[0].params) for row in rows)
+    return values.pop() if several and len(values) == 1 else None
+
+
+def _share(chance: float) -> str:
+    """A chance as a person would say it: never 0 or 100 %, which so few seeds can't show."""
+    return "over 99%" if chance > 0.99 else "below 1%" if chance < 0.01 else f"{chance:.0%}"
+
+
+def known(value: float) -> float | None:
+    """A number, or None where it is not finite: nothing is known then."""
+    return value if math.isfinite(value) else None
+
+
+def _on_examples(training: Training, winner: Scored) -> dict[str, Any]:
+    """The confirmed winner's repeats on the test part, measured once, here and nowhere else; and the standard error
+    that so few validation examples leave in its value, the same for all of its seeds."""
     experiment, groups, counts = training.experiment, training.groups, training.counts
     data = experiment.loaded_data() if experiment.task is None else None
-    if not isinstance(data, Data) or data.test is None:
+    if not isinstance(data, Data):
         return {}
-    states = [
-        training.states[t]
+    repeats = {
+        t: row.value
         for t, row in training.rows.items()
         if row.of == winner.trial and row.round >= training.counts.rounds and t in training.states
-    ]
+    }
     if training.options.method == "pbt":
-        states = [training.states[winner.trial]]
-    if not states:
+        repeats = {winner.trial: training.rows[winner.trial].value}
+    if not repeats:
         return {}
     group = groups.of(winner.params)
-    traced = groups.lane_values(winner.params)
+    what = experiment, group.functions, dict(group.static), groups.lane_values(winner.params)
     started = time.perf_counter()
-    values = held_out_values(experiment, group.functions, dict(group.static), traced, states)
-    counts.compilations += 1
+    examples = data.size("valid")
+    error = rate_error([v for v in repeats.values() if v is not None], examples)
+    if error is None:
+        error = resampled_error(*what, training.states[next(iter(repeats))])
+        counts.compilations += 1
+    found: dict[str, Any] = {"valid_examples": examples, "valid_error": error}
+    if data.test is not None:
+        values = held_out_values(*what, [training.states[t] for t in repeats])
+        counts.compilations += 1
+        found["test_value"] = float(np.mean(values))
+        found["test_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
     counts.seconds["compile"] += time.perf_counter() - started
-    return {
-        "test_value": float(np.mean(values)),
-        "test_std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-    }
+    return found
 
 
 def save_models(training: Training, directory: Path, winner: Scored | None, confirmed: bool) -> dict[str, int]:
@@ -139,6 +200,9 @@ def save_models(training: Training, directory: Path, winner: Scored | None, conf
         kept = model_arrays(state) if is_model else state
         save_weights(folder / f"{name}.weights", plain_tree(kept))
         saved[name] = row.trial
+    for path in folder.glob("trial-*.weights"):  # finalists of before the study went on with more trials
+        if path.stem not in saved:
+            path.unlink()
     return saved
 
 
@@ -146,14 +210,6 @@ def plain_tree(tree: Any) -> Mapping[str, np.ndarray]:
     """Any pytree of arrays as a dict with string keys: what a weights file holds."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
-
-
-def _overlap(a: Confirmed, b: Confirmed) -> bool:
-    """Whether two confirmed means differ by less than twice the standard error of their difference."""
-    if not (math.isfinite(a.mean) and math.isfinite(b.mean)):
-        return False
-    variance = sum((c.std**2 if math.isfinite(c.std) else 0.0) / max(1, c.repeats) for c in (a, b))
-    return abs(a.mean - b.mean) <= 2 * math.sqrt(variance)
 
 
 def _nan_last(value: float) -> float:

@@ -143,7 +143,7 @@ def check_options(
     are the hyperparameters that the person replaces in the space."""
     recorded = meta["options"] | meta.get("minutes", {}).get("asked", {})  # a study by time cuts its rounds itself
     differ = [
-        f"{name} {recorded.get(name)!r} (now {value!r})"
+        f"{name} {_shown(recorded.get(name))} (now {_shown(value)})"
         for name, value in given.items()
         if value is not None
         and name not in may_change
@@ -156,9 +156,14 @@ def check_options(
             differ.append(f"the space (--set): {name} {recorded_space.get(name)!r} (now {experiment.space[name]!r})")
     if differ:
         raise InputError(
-            f"{directory} holds an unfinished study with other settings: {'; '.join(differ)}; leave these out to go on "
+            f"{directory} holds a study with other settings: {'; '.join(differ)}; leave these out to go on "
             f"with it (--force changes trials and rounds, nothing else), or begin another with --fresh DIR"
         )
+
+
+def _shown(value: Any) -> str:
+    """A value of an option; of configurations only how many."""
+    return f"{len(value)} configurations" if isinstance(value, list) else repr(value)
 
 
 def check_objective(meta: Mapping[str, Any], experiment: Experiment, directory: Path) -> None:

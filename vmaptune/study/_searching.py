@@ -12,6 +12,7 @@ from vmaptune.search.proposer import proposer_for
 from vmaptune.search.zoom import Scored, best
 from vmaptune.space import Space
 from vmaptune.store.ledger import TrialRow
+from vmaptune.study._outcome import known
 from vmaptune.study._population import Population
 from vmaptune.study._rounds import Params
 from vmaptune.study._stopping import stopping_lanes
@@ -35,7 +36,14 @@ class Search:
         self._proposed: dict[int, list[Params]] = {}  # by round
         options = study.options
         self._decisions = CoarseToFine(
-            study.first, options.seed, options.design, options.keep, options.margin, options.expand, options.repeats
+            study.first,
+            options.seed,
+            options.design,
+            options.keep,
+            options.margin,
+            options.expand,
+            options.repeats,
+            options.enqueue,
         )
         if self._proposer is not None and self._proposer.note:
             study.counts.warn(self._proposer.note)
@@ -119,7 +127,9 @@ class Search:
             wave = {} if study.pace else self._decisions.next_wave(values, study.budget)
         study.counts.trials = len(study.training.rows)  # fewer, where the winner was sure before
         ranked = self._decisions.ranked(values)
-        study.rounds.decide("confirm", {"ranked": [c.trial for c in ranked], "chances": [c.chance for c in ranked]})
+        study.rounds.decide(
+            "confirm", {"ranked": [c.trial for c in ranked], "chances": [known(c.chance) for c in ranked]}
+        )
         return next(s for s in standings if s.trial == ranked[0].trial), ranked
 
     def begin_next(self) -> None:
@@ -149,6 +159,9 @@ class Search:
             return there
         repeats, first = study.options.repeats, len(study.training.rows)
         settings: list[tuple[Params, int | None]] = []
+        left_out = len(self._decisions.enqueued) - study.budget.rounds[0] // repeats
+        if number == 0 and left_out > 0:  # of a study by time
+            study.counts.warn(f"{left_out} of the enqueued configurations had no room in the first round")
         for i, params in enumerate(self.settings_of(number)):
             settings += [(params, None), *[(params, first + i * repeats)] * (repeats - 1)]
         return study.rounds.add("search", study.space, settings)

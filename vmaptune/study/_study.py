@@ -10,6 +10,7 @@ from typing import Any
 from vmaptune.errors import InputError, StudyError
 from vmaptune.space import Space
 from vmaptune.store.ledger import LedgerReader, TrialRow
+from vmaptune.store.tables import CONFIRMED, PLACE, finalists_of
 
 
 class Study:
@@ -49,7 +50,12 @@ class Study:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The winner: trial, value (mean over fresh seeds), value_std, repeats, best_seen, params.
+        """The winner: trial, value (mean over fresh seeds), value_std, repeats, params, and more.
+
+        `low` and `high` are the 95 % interval of the mean over all seeds there are; `chance` that of being the best of
+        the finalists; `expected` what to expect of another training. `best_seen` is the best single value of the
+        search, of the configuration of trial `best_seen_trial`; `seen` is the winner's own. `valid_error` is the
+        standard error that `valid_examples` leave in its value, whatever the seed. None is what is not known.
 
         Raises:
           StudyError: the study is not finished, or every trial was infeasible.
@@ -58,6 +64,16 @@ class Study:
         if best is None:
             raise StudyError(f"{self.directory}: every trial was infeasible, so there is no best one")
         return best
+
+    @property
+    def finalists(self) -> list[dict[str, Any]]:
+        """The configurations that were confirmed, the winner first: trial, value, value_std, low, high, repeats,
+        chance, params, as in `best`. Empty where nothing was confirmed.
+
+        Raises:
+          StudyError: the study is not finished.
+        """
+        return list(self.result.get("finalists") or [])
 
     @property
     def best_trial(self) -> TrialRow:
@@ -102,12 +118,14 @@ class Study:
             import pandas  # type: ignore[import-untyped,unused-ignore]
         except ImportError:
             raise InputError("trials_dataframe() needs pandas, which is not installed: pip install pandas") from None
-        names = list(self.space)
+        names, finalists = list(self.space), finalists_of(self._meta)
+        more = [PLACE, *CONFIRMED] if finalists else []
         return pandas.DataFrame(
             [
                 {
                     "trial": t.trial, "round": t.round, "state": str(t.state), "reason": t.reason, "seed": t.seed,
                     "steps": t.steps, "value": t.value, **{f"params.{n}": t.params.get(n) for n in names},
+                    **{column: finalists.get(t.trial, {}).get(column) for column in more},
                 }
                 for t in self.trials()
             ]

@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vmaptune.view.words import NOTHING_TRAINED, counted, duration, number, setting, size
+from vmaptune.view.words import (
+    NOTHING_TRAINED,
+    chance,
+    counted,
+    duration,
+    interval,
+    left_open,
+    number,
+    setting,
+    single_values,
+    size,
+)
 
 
 def summary(result: Mapping[str, Any]) -> str:
@@ -123,16 +134,35 @@ def best_lines(result: Mapping[str, Any]) -> list[str]:
     objective = result["objective"]
     if best["repeats"]:
         spread = "" if best["value_std"] is None else f" ± {number(best['value_std'])}"
-        lines.append(
-            f"{objective} {number(best['value'])}{spread} over {best['repeats']} fresh seeds "
-            f"(best single value seen while searching: {number(best['best_seen'])})"
-        )
+        between = f" (its mean: {interval(best)} at 95 %)" if interval(best) else ""
+        lines.append(f"{objective} {number(best['value'])}{spread} over {best['repeats']} fresh seeds{between}")
+        lines += [f"  {text}" for text in (left_open(best), single_values(best)) if text]
     else:
         lines.append(f"{objective} {number(best['best_seen'])} (seen once, not confirmed)")
     if "test_value" in best:
         spread = "" if best["test_std"] is None else f" ± {number(best['test_std'])}"
         lines.append(f"{objective} {number(best['test_value'])}{spread} on the test part, measured once")
     return lines
+
+
+def finalist_lines(result: Mapping[str, Any]) -> list[str]:
+    """Every configuration that was confirmed, the winner first; nothing where there are no others."""
+    found = result.get("finalists") or []
+    if len(found) < 2:
+        return []
+    head = ["", "trial", result["objective"], "±", "95 % of the mean", "seeds", "chance", *found[0]["params"]]
+    rows = [
+        [
+            f"{i + 1}.", str(one["trial"]), number(one["value"]),
+            "" if one["value_std"] is None else number(one["value_std"]), interval(one),
+            str(one["repeats"]), chance(one["chance"]),
+            *("" if v is None else number(v) for v in one["params"].values()),
+        ]
+        for i, one in enumerate(found)
+    ]  # fmt: skip
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
+    return ["", f"the {len(found)} that were confirmed (chance: of being the best of them):", *lines]
 
 
 def check_text(check: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 NOTHING_TRAINED = (
@@ -53,3 +54,37 @@ def size(count: float) -> str:
 def counted(count: int, what: str) -> str:
     """1 round, 2 rounds."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def chance(value: Any) -> str:
+    """A chance in per cent: never 0 or 100 %, which so few seeds can't show; nothing where it is not known."""
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return ""
+    return "over 99%" if value > 0.99 else "below 1%" if value < 0.01 else f"{value:.0%}"
+
+
+def interval(found: Mapping[str, Any]) -> str:
+    """The 95 % interval of a confirmed mean; nothing where it is not known."""
+    low, high = found.get("low"), found.get("high")
+    return f"{number(low)} to {number(high)}" if isinstance(low, float) and isinstance(high, float) else ""
+
+
+def single_values(best: Mapping[str, Any]) -> str:
+    """The best single value of the search, and whose it is: it is no value of the winner where it is another's."""
+    text = f"best single value seen while searching: {number(best['best_seen'])}"
+    of = best.get("best_seen_trial")
+    if of is None:  # of an earlier version
+        return text
+    if of == best["trial"]:
+        return f"{text}, by this configuration"
+    seen = best.get("seen")
+    own = f"; this one had {number(seen)}" if isinstance(seen, float) else ""
+    return f"{text}, by another configuration, trial {of}{own}"
+
+
+def left_open(best: Mapping[str, Any]) -> str:
+    """What the size of the validation part leaves open in the winner's value; nothing where it was not measured."""
+    error, examples = best.get("valid_error"), best.get("valid_examples")
+    if not isinstance(error, float) or not examples:
+        return ""
+    return f"{counted(examples, 'validation example')} leave ± {number(error, 2)} in it, whatever the seed"

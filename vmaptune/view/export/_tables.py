@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vmaptune.store.tables import format_rows
+from vmaptune.store.tables import CONFIRMED, PLACE, finalists_of, format_rows
 from vmaptune.view.export._source import Source
 
 COLUMNS = ("trial", "round", "kind", "of", "state", "reason", "seed", "steps", "value", "winner")
@@ -21,6 +21,7 @@ def columns_of(source: Source) -> list[str]:
         *COLUMNS,
         *(f"params.{name}" for name in source.space),
         *(f"metrics.{name}" for name in source.metric_names()),
+        *([PLACE, *CONFIRMED] if finalists_of(source.meta) else []),
     ]
 
 
@@ -31,6 +32,7 @@ def cell(value: Any) -> Any:
 
 def rows_of(source: Source) -> list[dict[str, Any]]:
     """A row for each trial, by column."""
+    finalists = finalists_of(source.meta)
     return [
         {
             **{column: getattr(trial, column) for column in COLUMNS if column not in ("kind", "state", "winner")},
@@ -39,6 +41,7 @@ def rows_of(source: Source) -> list[dict[str, Any]]:
             "winner": trial.trial == source.confirmed,
             **{f"params.{name}": cell(value) for name, value in trial.params.items()},
             **{f"metrics.{name}": value for name, value in trial.metrics.items()},
+            **finalists.get(trial.trial, {}),
         }
         for trial in source.trials
     ]

@@ -140,11 +140,11 @@ def from_ledger(reader: LedgerReader, rate: Rate | None = None) -> Snapshot:
     seconds = said.get("seconds", 0.0)
     if state == "running":
         seconds = seconds + now - written if written else now - meta.get("created", now)
-    if state != "running" and "result" in meta:
+    if state != "running" and meta.get("result"):
         seconds = meta["result"]["seconds"]["total"]
     steps = 0
     if state != "running":
-        steps = meta["result"]["model_steps"] if "result" in meta else 0
+        steps = meta["result"]["model_steps"] if meta.get("result") else 0
     return Snapshot(
         name=meta.get("name", ""),
         directory=str(reader.directory),

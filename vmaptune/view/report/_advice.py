@@ -72,17 +72,21 @@ def advice(data: StudyData) -> list[Advice]:
 
 def warnings(data: StudyData) -> list[str]:
     """What the study itself warned of, and what the numbers say against trusting them."""
-    said = list((data.result or {}).get("warnings", []))
+    result = data.result or {}
+    said = list(result.get("warnings", []))
     touching = {lean.message for lean in data.leanings}
     said = [w for w in said if w not in touching]  # those are under "what to do next"
-    best = (data.result or {}).get("best")
+    best = result.get("best")
     if best and _finite(best.get("best_seen")) and _finite(best.get("value")) and best.get("repeats", 0) > 1:
-        gap = data.sign * (best["value"] - best["best_seen"])
         spread = best.get("value_std") or 0.0
-        if gap > 0 and gap > 2 * (spread if _finite(spread) else 0.0):
+        of = best.get("best_seen_trial", best["trial"])
+        again = {one["trial"]: one["value"] for one in result.get("finalists") or []} | {best["trial"]: best["value"]}
+        gap = data.sign * (again.get(of, math.nan) - best["best_seen"])
+        if gap > max(0.0, 2 * (spread if _finite(spread) else 0.0)):
+            whose = "the winner" if of == best["trial"] else f"its configuration (trial {of})"
             said.append(
-                f"the best single value seen, {number(best['best_seen'])}, was luck to a good part: on fresh seeds the "
-                f"winner gives {number(best['value'])}"
+                f"the best single value seen, {number(best['best_seen'])}, was luck to a good part: on fresh seeds "
+                f"{whose} gives {number(again[of])}"
             )
     lost = sum(row.state == "INFEASIBLE" for row in data.confirming)
     if lost:

@@ -12,7 +12,7 @@ from vmaptune.view.report._course import duration_or_less
 from vmaptune.view.report._gather import StudyData
 from vmaptune.view.report._picture import Table
 from vmaptune.view.report._settings import axis_of
-from vmaptune.view.words import number, setting
+from vmaptune.view.words import chance, interval, left_open, number, setting, single_values
 
 
 def answer(data: StudyData) -> str:
@@ -92,10 +92,9 @@ def _big(data: StudyData, best: dict[str, Any] | None) -> str:
     big = f'<p class="big"><span class="what">{what}</span> <strong>{value}</strong>'
     big += f'<span class="spread">{_plus(best.get("value_std"))}</span></p>'
     if best.get("repeats"):
-        text = (
-            f"Mean and spread over {best['repeats']} fresh seeds; the best single value while searching was "
-            f"{number(best['best_seen'])}."
-        )
+        text = f"Mean and spread over {best['repeats']} fresh seeds"
+        text += f"; the mean over all seeds lies in {interval(best)} at 95 %." if interval(best) else "."
+        text += "".join(f" {esc(s[:1].upper() + s[1:])}." for s in (left_open(best), single_values(best)) if s)
     else:
         text = f"One value of one trial ({best['trial']}): there were too few trials to confirm it on fresh seeds."
     if best.get("test_value") is not None:
@@ -138,6 +137,22 @@ def table_html(table: Table, label: str, folded: bool = True) -> str:
         return inside
     note = f" ({esc(table.note)})" if table.note else ""
     return f'<details class="numbers"><summary>The numbers{note}</summary>{inside}</details>'
+
+
+def finalists_table(data: StudyData) -> Table | None:
+    """The configurations that were confirmed, by their fresh seeds; None where there are none."""
+    found = (data.result or {}).get("finalists") or []
+    if not found:
+        return None
+    names = list(data.first)
+    axes = {name: axis_of(data, name) for name in names}
+    rows = [
+        [str(i + 1), str(one["trial"]), f"{number(one['value'])}{_plus(one['value_std'])}", interval(one),
+         str(one["repeats"]), chance(one["chance"]), *(axes[n].words(one["params"].get(n)) for n in names)]
+        for i, one in enumerate(found)
+    ]  # fmt: skip
+    head = ["", "trial", f"{data.objective} over fresh seeds", "95 % of the mean", "seeds", "chance to be the best"]
+    return Table([*head, *names], rows)
 
 
 def best_table(data: StudyData, most: int = 20) -> Table:

@@ -8,7 +8,15 @@ from collections.abc import Iterable
 from importlib.resources import files
 
 from vmaptune.view.report import _course, _relations, _settings, _training
-from vmaptune.view.report._answer import answer, best_table, changes_table, esc, plan_table, table_html
+from vmaptune.view.report._answer import (
+    answer,
+    best_table,
+    changes_table,
+    esc,
+    finalists_table,
+    plan_table,
+    table_html,
+)
 from vmaptune.view.report._gather import StudyData
 from vmaptune.view.report._pack import Pool, packed, packed_json
 from vmaptune.view.report._picture import Picture, themes
@@ -102,6 +110,11 @@ def _search_sections(data: StudyData, found: dict[str, Picture]) -> dict[str, st
     if "infeasible" not in found:
         relations.append("<p class='lead'>No trial was infeasible.</p>")
     table = table_html(best_table(data), "Best trials", folded=False)
+    confirmed = finalists_table(data)
+    finalists = ""
+    if confirmed:
+        numbers = table_html(confirmed, "Confirmed configurations", folded=False)
+        finalists = f'<h2>Confirmed on fresh seeds</h2><div class="card">{numbers}</div>'
     return {
         "s-settings": _settings_section(data, found),
         "s-training": _pictured("s-training", "Training", found, ("curves", "train-valid")),
@@ -111,7 +124,7 @@ def _search_sections(data: StudyData, found: dict[str, Picture]) -> dict[str, st
         "s-course": _pictured(
             "s-course", "The study", found, ("budget", "rungs", "random-not-grid", "occupancy", "seconds"), _plan(data)
         ),
-        "s-trials": f'<section id="s-trials"><h2>Best trials</h2><div class="card">{table}</div></section>',
+        "s-trials": f'<section id="s-trials">{finalists}<h2>Best trials</h2><div class="card">{table}</div></section>',
     }
 
 
