@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,11 +27,58 @@ def held_out_values(
     states: Sequence[Any],
 ) -> list[float]:
     """The objective of each of these final states on the test part."""
+    return on_examples(experiment, functions, static, traced, states, resample=False)[0]
+
+
+def on_examples(
+    experiment: Experiment,
+    functions: LaneFunctions,
+    static: Mapping[str, Any],
+    traced: Mapping[str, Any],
+    states: Sequence[Any],
+    *,
+    resample: bool,
+) -> tuple[list[float], float | None]:
+    """The objective of each of these final states on the test part, empty where there is none; and with `resample` the
+    standard error that the validation part's size leaves in the first one's objective: its deviation over resamples of
+    the part (bootstrap), or of many examples over parts of it, by the root of their number. None where it cannot be
+    measured so. One program for both.
+
+    Source: Efron (1979).
+    """
     data = experiment.loaded_data()
-    part, n = jax.tree.map(jnp.asarray, data.test), data.size("test")
-    objective, arrays = _objective(experiment, functions, static, traced)
-    measure = jax.jit(lambda state, arrays, part: objective(state, arrays, part, n))
-    return [float(np.asarray(measure(s, arrays, part))) for s in states]
+    n, few = data.size("valid"), data.size("valid") <= FEW
+    size = n if few else n // PARTS
+    rng = np.random.Generator(np.random.PCG64(0))
+    rows = rng.integers(n, size=(RESAMPLES, n)) if few else rng.permutation(n)[: PARTS * size].reshape(PARTS, size)
+    order = tuple(experiment.space)
+
+    def objective(state: Any, arrays: Any, part: Any, n: int) -> Any:
+        hp = lane_settings(experiment, {name: arrays.get(name, static.get(name)) for name in order})
+        return metrics_on(experiment, unpack(state, functions.key_kinds), hp, part, n)[experiment.objective]
+
+    def measure(state: Any, arrays: Any, parts: Any, rows: Any, first: Any) -> Any:
+        test, valid = parts
+        found = None if test is None else objective(state, arrays, test, data.size("test"))
+        if not resample:
+            return found, None
+
+        def one(some: Any) -> Any:
+            return objective(state, arrays, jax.tree.map(lambda a: a[some], valid), size)
+
+        shape = jax.eval_shape(one, rows[0])
+        again = jax.lax.cond(first, lambda: jax.lax.map(one, rows), lambda: jnp.zeros(len(rows), shape.dtype))
+        return found, again
+
+    if data.test is None and not resample:
+        return [], None
+    arrays = {n: jnp.asarray(v, functions.traced[n].dtype) for n, v in traced.items()}
+    parts = jax.tree.map(jnp.asarray, (data.test, data.valid if resample else None))
+    used = states if data.test is not None else states[:1]
+    program = jax.jit(measure)
+    found = [jax.device_get(program(s, arrays, parts, jnp.asarray(rows), i == 0)) for i, s in enumerate(used)]
+    error = float(np.std(found[0][1], ddof=1)) / (1 if few else math.sqrt(PARTS)) if resample else math.nan
+    return [float(f) for f, _ in found if f is not None], error if math.isfinite(error) else None
 
 
 def rate_error(values: Sequence[float], n: int) -> float | None:
@@ -44,52 +91,3 @@ def rate_error(values: Sequence[float], n: int) -> float | None:
         return None
     share = (float(counts.mean()) + 2) / (n + 4)
     return math.sqrt(share * (1 - share) / (n + 4))
-
-
-def resampled_error(
-    experiment: Experiment,
-    functions: LaneFunctions,
-    static: Mapping[str, Any],
-    traced: Mapping[str, Any],
-    state: Any,
-) -> float | None:
-    """The standard error of a final state's objective that the validation part's size leaves: its deviation over
-    resamples of the part (bootstrap), or of many examples over parts of it, by the root of their number. None where it
-    cannot be measured so.
-
-    Source: Efron (1979).
-    """
-    data = experiment.loaded_data()
-    part, n = jax.tree.map(jnp.asarray, data.valid), data.size("valid")
-    rng = np.random.Generator(np.random.PCG64(0))
-    few = n <= FEW
-    size = n if few else n // PARTS
-    rows = rng.integers(n, size=(RESAMPLES, n)) if few else rng.permutation(n)[: PARTS * size].reshape(PARTS, size)
-    objective, arrays = _objective(experiment, functions, static, traced)
-
-    @jax.jit
-    def measure(state: Any, arrays: Any, part: Any, rows: Any) -> Any:
-        def one(some: Any) -> Any:
-            return objective(state, arrays, jax.tree.map(lambda a: a[some], part), size)
-
-        return jax.lax.map(one, rows)
-
-    try:
-        values = np.asarray(measure(state, arrays, part, jnp.asarray(rows)), np.float64)
-    except Exception:  # a person's metrics() that takes the whole part alone: the study is done without this number
-        return None
-    error = float(values.std(ddof=1)) / (1 if few else math.sqrt(PARTS))
-    return error if math.isfinite(error) else None
-
-
-def _objective(
-    experiment: Experiment, functions: LaneFunctions, static: Mapping[str, Any], traced: Mapping[str, Any]
-) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The objective of a state on `n` examples, and the traced hyperparameters that it takes with them."""
-    order = tuple(experiment.space)
-
-    def objective(state: Any, arrays: Any, part: Any, n: int) -> Any:
-        hp = lane_settings(experiment, {name: arrays.get(name, static.get(name)) for name in order})
-        return metrics_on(experiment, unpack(state, functions.key_kinds), hp, part, n)[experiment.objective]
-
-    return objective, {n: jnp.asarray(v, functions.traced[n].dtype) for n, v in traced.items()}

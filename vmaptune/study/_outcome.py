@@ -19,7 +19,7 @@ from vmaptune.store.files import inside
 from vmaptune.store.ledger import TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.weights import save_weights
-from vmaptune.study._held_out import held_out_values, rate_error, resampled_error
+from vmaptune.study._held_out import on_examples, rate_error
 from vmaptune.study._training import Training
 
 
@@ -159,14 +159,15 @@ def _on_examples(training: Training, winner: Scored) -> dict[str, Any]:
     what = experiment, group.functions, dict(group.static), groups.lane_values(winner.params)
     started = time.perf_counter()
     examples = data.size("valid")
+    states = [training.states[t] for t in repeats]
     error = rate_error([v for v in repeats.values() if v is not None], examples)
-    if error is None:
-        error = resampled_error(*what, training.states[next(iter(repeats))])
-        counts.compilations += 1
-    found: dict[str, Any] = {"valid_examples": examples, "valid_error": error}
-    if data.test is not None:
-        values = held_out_values(*what, [training.states[t] for t in repeats])
-        counts.compilations += 1
+    try:
+        values, by_resampling = on_examples(*what, states, resample=error is None)
+    except Exception:  # a person's metrics() that takes the whole validation part alone: without that number then
+        values, by_resampling = on_examples(*what, states, resample=False)
+    counts.compilations += bool(values) or error is None
+    found: dict[str, Any] = {"valid_examples": examples, "valid_error": by_resampling if error is None else error}
+    if values:
         found["test_value"] = float(np.mean(values))
         found["test_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
     counts.seconds["compile"] += time.perf_counter() - started
