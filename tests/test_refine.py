@@ -16,7 +16,7 @@ import vmaptune as vt
 from vmaptune.search.confirm import Confirmed
 from vmaptune.search.decide import seed_spread, settle, shortlist, shrunken
 from vmaptune.search.kernel import LEVEL
-from vmaptune.search.refine import propose
+from vmaptune.search.refine import _thompson, propose
 from vmaptune.search.surrogate import Surrogate, columns_of, coordinates, covering, normal_scores
 from vmaptune.search.worth import Worth
 from vmaptune.search.zoom import Scored
@@ -48,12 +48,15 @@ def at(space, rows):
     return coordinates(space, columns_of(space, rows))
 
 
-def test_the_surrogate_predicts_what_scikit_learn_does():
+@pytest.mark.parametrize("rough", [False, True])
+def test_the_surrogate_predicts_what_scikit_learn_does(rough):
     gp = pytest.importorskip("sklearn.gaussian_process")
     scored = trials(SPACE, 40, 1, bowl)
     fit = surrogate(SPACE, scored)
+    if rough:
+        fit = Surrogate(SPACE, at(SPACE, [s.params for s in scored]), fit.scores, rough=True)
     kernels = gp.kernels
-    kernel = kernels.ConstantKernel(math.exp(fit.theta[-2])) * kernels.Matern(1.0, nu=2.5)
+    kernel = kernels.ConstantKernel(math.exp(fit.theta[-2])) * kernels.Matern(1.0, nu=0.5 if rough else 2.5)
     kernel += kernels.ConstantKernel(LEVEL)
     metric = fit.kernel.metric(fit.theta)
     assert np.diag(metric) == pytest.approx(1 / fit.lengths)
@@ -69,15 +72,38 @@ def test_the_surrogate_predicts_what_scikit_learn_does():
     assert np.cov(drawn.T) == pytest.approx(covariance, abs=0.05 * covariance.max())
 
 
-def test_the_gradient_is_that_of_differences():
+@pytest.mark.parametrize("rough", [False, True])
+def test_the_gradient_is_that_of_differences(rough):
     twice = Space({**MIXED, "again": vt.choice(["relu", "gelu", "tanh"])})  # shares its likeness with `act`
     scored = trials(twice, 25, 3, lambda row, i: float(row["n"] + (row["act"] == "relu")))
     fit = surrogate(twice, scored)
+    if rough:
+        fit = Surrogate(twice, at(twice, [s.params for s in scored]), fit.scores, rough=True)
     theta = fit.theta + np.linspace(-0.3, 0.3, len(fit.theta))
     x = fit.kernel.features(at(twice, [s.params for s in scored]))
     found = fit.kernel.loss(theta, x, fit.scores)[1]
     wanted = optimize.approx_fprime(theta, lambda t: fit.kernel.loss(t, x, fit.scores)[0], 1e-6)
     assert found == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+
+
+def test_between_a_finite_trial_and_a_lost_one_the_edge_may_be_anywhere():
+    space = Space({"x": vt.uniform(0.0, 1.0)})
+    places = [*np.linspace(0.0, 0.4, 9), *np.linspace(0.8, 1.0, 5)]
+    scored = [Scored(i, {"x": x}, 1 - x if x < 0.6 else math.nan) for i, x in enumerate(places)]
+    worth = Worth(space, scored)
+    between = worth.lost(worth.points({"x": np.linspace(0.4, 0.8, 9)}))
+    assert between == pytest.approx(np.linspace(0.0, 1.0, 9), abs=0.06)
+    assert (worth.lost(worth.points({"x": np.linspace(0.0, 0.4, 33)})) < 0.05).all()
+
+
+def test_of_bold_candidates_a_tenth_is_picked():
+    functions = np.tile(np.arange(100.0), (8, 1)) + np.random.default_rng(0).normal(0, 1, (8, 100))
+    bold = np.arange(100) < 50  # the lowest
+    picked = _thompson(functions, 40, bold)
+    assert len(set(picked)) == 40
+    assert bold[picked].sum() == 4
+    assert _thompson(functions, 40, np.zeros(100, bool)).max() < 50
+    assert len(set(_thompson(functions, 40, np.ones(100, bool)))) == 40  # where there are no others
 
 
 def test_scores_by_hand():

@@ -36,11 +36,14 @@ class Kernel:
     momentum) is one. One without is a feature for each option, which have shares in each other, so that options which
     do as well are near; choices of the same options share these.
 
-    `theta` holds the logarithms of the lengths, the shares, the logarithms of scale and noise.
+    `theta` holds the logarithms of the lengths, the shares, the logarithms of scale and noise. A `rough` one is Matérn
+    1/2, for functions with edges: between two trials it goes evenly from one to the other, where a smooth one
+    overshoots and is sure beyond what was tried.
     """
 
-    def __init__(self, first: Space):
+    def __init__(self, first: Space, *, rough: bool = False):
         self.first = first
+        self._like = _exponential if rough else _matern
         of: list[int] = []  # the length of each feature
         ordered: list[bool] = []
         blocks: dict[tuple, list[int]] = {}  # where the features of choices of the same options begin
@@ -106,7 +109,7 @@ class Kernel:
     def covariance(self, theta: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Between settings by their features `[A, F]` and `[B, F]`: `[A, B]`."""
         metric = self.metric(theta)
-        return _matern(squares(a @ metric.T, b @ metric.T), theta)[0] + LEVEL
+        return self._like(squares(a @ metric.T, b @ metric.T), theta)[0] + LEVEL
 
     def variance(self, theta: np.ndarray) -> float:
         """Of any setting, before anything is known."""
@@ -124,7 +127,7 @@ class Kernel:
         """The negative logarithm of likelihood times priors of features `[N, F]` and scores `[N]`, and its gradient."""
         metric = self.metric(theta)
         z = x @ metric.T
-        kernel, r, fall = _matern(squares(z, z), theta)
+        kernel, slope = self._like(squares(z, z), theta)
         noise = math.exp(theta[-1])
         whole = kernel + LEVEL
         whole.flat[:: len(scores) + 1] += noise + JITTER
@@ -138,7 +141,7 @@ class Kernel:
         off = (theta - self.guess) / self._doubt
         loss = 0.5 * scores @ weights + log_root + 0.5 * off @ off
         gradient = off / self._doubt
-        steep = pull * ((5 / 3) * (1 + r) * fall)
+        steep = pull * slope
         by_metric = z.T @ (steep @ x - steep.sum(axis=1)[:, None] * x)  # [F, F]: d squares = 2 (z - z')^T dM (x - x')
         lengths = self._lengths
         gradient[:lengths] -= np.bincount(self._of, (by_metric * metric).sum(axis=1), lengths)
@@ -149,11 +152,18 @@ class Kernel:
         return float(loss), gradient
 
 
-def _matern(squared: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matérn 5/2 of squared distances in lengths: the covariances, and what their gradient needs again."""
+def _matern(squared: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Matérn 5/2 of squared distances in lengths: the covariances, and minus twice their slopes by these."""
     r = np.sqrt(5 * squared + 1e-15)
     fall = np.exp(theta[-2] - r)
-    return (1 + r + r * r / 3) * fall, r, fall
+    return (1 + r + r * r / 3) * fall, (5 / 3) * (1 + r) * fall
+
+
+def _exponential(squared: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Matérn 1/2, whose functions are rough: the same."""
+    r = np.sqrt(squared + 1e-12)
+    fall = np.exp(theta[-2] - r)
+    return fall, fall / r
 
 
 def squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ LEAST_CHOICE = 2  # candidates for each setting, however unlikely they are
 MOST_CHOICE, HOPE = 8, 2.0  # and at the most, by what they may be worth: so many deviations below what is expected
 FUNCTIONS = 4  # drawn for each setting, of which each proposes its best one
 LIKELY = 0.95  # the chance that a candidate must have of being better than the median of plain draws
+BOLD, BOLD_LOST = 0.1, 0.5  # the share that is tried where a training may well diverge, with up to this chance
 LEADERS = 0.05  # of the trials so far: those beside which candidates lie
 STEP = 0.1  # how far beside, at the most, in deviations and shares of a setting's law
 PLAIN = ("grid",)  # designs that are taken as they are
@@ -73,8 +74,8 @@ def propose(
         count = min(MOST_AT_ONCE, n - start)
         parts = [slice(times * start, times * (start + count)) for times, _ in drawn]
         at = np.concatenate([some[part] for some, part in zip(points, parts, strict=True)])
-        likely = _hopeful(worth, level, at, count)
-        picked = likely[_thompson(worth.samples(at[likely], FUNCTIONS * count, rng), count)]
+        likely, bold = _hopeful(worth, level, at, count)
+        picked = likely[_thompson(worth.samples(at[likely], FUNCTIONS * count, rng), count, bold)]
         columns = {
             name: np.concatenate([np.asarray(d[name], object)[part] for (_, d), part in zip(drawn, parts, strict=True)])
             for name in first
@@ -83,18 +84,23 @@ def propose(
     return chosen
 
 
-def _hopeful(worth: Worth, level: float, points: np.ndarray, count: int) -> np.ndarray:
+def _hopeful(worth: Worth, level: float, points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Which candidates `[M, D]` functions are drawn at, for `count` settings, ascending: those that are likely to be
-    better than `level`; of many, those that may be the best."""
+    better than `level`; of many, those that may be the best. And which of them are bold: likely to be better only if
+    they do not diverge."""
     mean, deviation = worth.outlook(points)
-    chance = (1 - worth.lost(points)) * ndtr((level - mean) / deviation)
-    likely = np.flatnonzero(chance >= LIKELY)
+    lost = worth.lost(points)
+    better = ndtr((level - mean) / deviation)
+    chance = (1 - lost) * better
+    bold = (chance < LIKELY) & (better >= LIKELY) & (lost <= BOLD_LOST)
+    likely = np.flatnonzero((chance >= LIKELY) | bold)
     if len(likely) < LEAST_CHOICE * count:  # nothing is sure yet, or all is noise
         likely = np.argsort(-chance, kind="stable")[: LEAST_CHOICE * count]
     if len(likely) > MOST_CHOICE * count:
         hope = (mean - HOPE * deviation)[likely]
         likely = likely[np.argsort(hope, kind="stable")[: MOST_CHOICE * count]]
-    return np.sort(likely)
+    likely = np.sort(likely)
+    return likely, bold[likely]
 
 
 def beside(first: Space, rows: Sequence[Params], worth: Worth, n: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -110,11 +116,10 @@ def beside(first: Space, rows: Sequence[Params], worth: Worth, n: int, rng: np.r
     return first.from_unit(np.where(changed, moved, units))
 
 
-def _thompson(functions: np.ndarray, n: int) -> np.ndarray:
-    """The first `n` candidates at which functions `[F, M]` are lowest; then the best of the rest, on average."""
-    picked = list(dict.fromkeys(map(int, functions.argmin(axis=1))))[:n]
-    if len(picked) < n:
-        taken = set(picked)
-        rest = (int(i) for i in np.argsort(functions.mean(axis=0), kind="stable") if int(i) not in taken)
-        picked += [i for i, _ in zip(rest, range(n - len(picked)), strict=False)]
-    return np.array(picked)
+def _thompson(functions: np.ndarray, n: int, bold: np.ndarray) -> np.ndarray:
+    """The first `n` candidates at which functions `[F, M]` are lowest; then the best of the rest, on average. Of the
+    `bold` ones, `[M]`, only a tenth, since all of them may lie beyond the same edge; more where there are no others."""
+    lowest = [*functions.argmin(axis=1), *np.argsort(functions.mean(axis=0), kind="stable")]
+    order = np.array(list(dict.fromkeys(map(int, lowest))))
+    too_bold = bold[order] & (np.cumsum(bold[order]) > max(1, int(BOLD * n)))
+    return np.concatenate([order[~too_bold], order[too_bold]])[:n]

@@ -21,6 +21,7 @@ from vmaptune.search.kernel import BELOW, JITTER, Kernel
 from vmaptune.space import Distribution, Space
 
 FITS = ((64, 20), (256, 6))  # trials and iterations: the fit to few is a start for that to many
+EDGE_FITS = ((64, 20), (256, 30))  # the same of an edge, whose likeliest parameters lie farther from a start
 MOST_POINTS = 768  # trials that it remembers
 AMONG = 8192  # trials among which it looks for the farthest
 AT_ONCE = 2048  # points that are predicted at once
@@ -107,14 +108,15 @@ class Surrogate:
       first: the space that coordinates are relative to.
       points: settings by their coordinates, `[N, D]`.
       scores: what each came to, `[N]`, of mean 0 and variance about 1; lower is better.
+      rough: whether the scores may change at an edge, as they do between trainings that end and such that diverge.
     """
 
-    def __init__(self, first: Space, points: np.ndarray, scores: np.ndarray):
-        self.first, self.kernel = first, Kernel(first)
+    def __init__(self, first: Space, points: np.ndarray, scores: np.ndarray, *, rough: bool = False):
+        self.first, self.kernel = first, Kernel(first, rough=rough)
         scores = np.asarray(scores, np.float64)
         features = self.kernel.features(points)
         self.theta = self.kernel.guess
-        for most, iterations in FITS:
+        for most, iterations in EDGE_FITS if rough else FITS:
             part = covering(features, scores, most)
             self.theta = self.kernel.fitted(self.theta, features[part], scores[part], iterations)
             if most >= len(points):

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr
 
 from vmaptune.search.surrogate import Surrogate, columns_of, coordinates, normal_scores
 from vmaptune.search.zoom import Scored
@@ -19,8 +18,8 @@ NEVER = 100.0  # the score of a setting that diverges in a function that is draw
 
 class Worth:
     """Two surrogates: one of the finite trials by their ranks (by rung, then by value), and, where some trials were not
-    finite, one of which were, by least squares: the best settings often lie just before those that diverge, and one
-    smooth function of both would miss the edge.
+    finite, a rough one of which were, by least squares: the best settings often lie just before those that diverge, and
+    one smooth function of both would miss the edge.
 
     Args:
       first: the space that coordinates are relative to.
@@ -37,7 +36,7 @@ class Worth:
         scores[there] = normal_scores([(-s.rung, s.value) for s in scored if math.isfinite(s.value)])
         scores -= scores.mean()
         self.value = Surrogate(first, points, scores)
-        self._lost = None if there.all() else Surrogate(first, points, np.where(there, -1.0, 1.0))
+        self._lost = None if there.all() else Surrogate(first, points, np.where(there, -1.0, 1.0), rough=True)
         self._worst = float(scores.max())
 
     @property
@@ -50,11 +49,11 @@ class Worth:
         return coordinates(self.first, columns)
 
     def lost(self, points: np.ndarray) -> np.ndarray:
-        """The chance that a training there is not finite: `[M]`."""
+        """The chance that a training there is not finite: `[M]`. Between a trial that was and one that was not it rises
+        evenly, as the edge may be anywhere between them."""
         if self._lost is None:
             return np.zeros(len(points))
-        deviation = np.sqrt(self._lost.variance(points) + self._lost.noise)
-        return ndtr((self._lost.mean(points)) / deviation)
+        return np.clip((1 + self._lost.mean(points)) / 2, 0.0, 1.0)
 
     def mean(self, points: np.ndarray) -> np.ndarray:
         """The expected score at coordinates `[M, D]`, of a training that is not finite the worst: `[M]`."""
