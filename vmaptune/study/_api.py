@@ -36,7 +36,7 @@ from vmaptune.study._minutes import Timetable
 from vmaptune.study._options import Options, default_directory, options_for
 from vmaptune.study._population import copies_of
 from vmaptune.study._progress import Listener, heard
-from vmaptune.study._resume import check_code, check_options
+from vmaptune.study._resume import check_code, check_objective, check_options
 from vmaptune.study._run import StudyRun
 from vmaptune.study._saving import SAVE_EVERY
 from vmaptune.study._stopping import read_stopping
@@ -168,6 +168,7 @@ def run(
             check_options(meta, given, changes or (), directory, experiment, CHANGEABLE if changeable else ())
             if source and meta["experiment"]["source"] is not None:
                 check_code(source.source, source.path, meta, directory, force)
+            check_objective(meta, experiment, directory)
             extended = ledger.finished()
             if changeable:
                 change_budget(ledger, given)

@@ -42,7 +42,7 @@ def outcome(
     if constant is not None:
         counts.warn(
             f"every trial came to the same {experiment.objective}, {constant:.6g}: it does not depend on the "
-            f"hyperparameters, so there is nothing to choose by; see whether metrics() measures what is trained"
+            f"hyperparameters, so there is nothing to choose by; see whether what is measured is what is trained"
         )
     if winner is not None:
         confirmed = ranked[0] if ranked else None
