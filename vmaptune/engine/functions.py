@@ -24,6 +24,7 @@ from vmaptune.rewrite import (
     NOTHING,
     as_written,
     bytes_at_once,
+    evaluated,
     exact_on_cpu,
     fit_for_cpu,
     has_products,
@@ -86,7 +87,7 @@ def hoist(
         rewritten = rewritten or fitted is not same
 
     def call(consts: Any, *values: Any) -> Any:
-        flat = jax.core.eval_jaxpr(fitted, consts, *jax.tree.leaves(values))
+        flat = evaluated(fitted, consts, *jax.tree.leaves(values))
         return jax.tree.unflatten(tree, flat)
 
     def lower() -> Any:

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from vmaptune.errors import InputError
 from vmaptune.experiment._data import Data
 from vmaptune.experiment._measures import BLOCK, SIGNATURES, in_precision, kind_for, loss_of, measured, metrics_on
+from vmaptune.experiment._optimizers import begin, optimizer_for, trained, updated
 from vmaptune.experiment._order import batches
 from vmaptune.experiment._places import at, described, kind, place_in
 from vmaptune.experiment._structure import limits_of, structured, with_structure
@@ -301,17 +301,6 @@ def _build(experiment: Experiment) -> Task:
     n_train, n_valid = data.size("train"), data.size("valid")
     shared = experiment.order == "shared"
 
-    def optimizer_of(hp: Hyperparameters) -> optax.GradientTransformationExtraArgs:
-        assert experiment.optimizer is not None
-        given = {"hp": hp, "steps": experiment.total_steps(hp)}
-        optimizer = SIGNATURES["optimizer"].call(experiment.optimizer, given)
-        if not isinstance(optimizer, optax.GradientTransformation):
-            raise InputError(
-                f"optimizer() must return an optax optimizer, such as optax.adam(hp.learning_rate), "
-                f"but it returned {kind(optimizer)}{at(experiment.optimizer)}"
-            )
-        return optax.with_extra_args_support(optimizer)
-
     def init(hp: Hyperparameters, key: jax.Array) -> Any:
         batch_size = experiment.lane_batch(hp)
         first = jax.tree.map(lambda a: a[: batch_size.most], train)
@@ -323,11 +312,12 @@ def _build(experiment: Experiment) -> Task:
             return use(training), measured(experiment, evaluating, jax.tree.map(lambda a: a[:BLOCK], valid), hp)
 
         params, rest = kind_for(experiment, hp).init(hp, key, use, ask)
+        params, opt = begin(optimizer_for(experiment, hp), params)
         return {
             "params": params,
             "rest": rest,
-            "opt": optimizer_of(hp).init(params),
-            **({} if shared else {"order": jax.random.key_data(jax.random.fold_in(key, 1))}),
+            "opt": opt,
+            **({} if shared else {"order": order_key(experiment, key)}),
         }
 
     def loss_on(size: Size, model: Any, batch: Any, hp: Hyperparameters, key: jax.Array, step: Any) -> jax.Array:
@@ -351,11 +341,11 @@ def _build(experiment: Experiment) -> Task:
         return with_numbers(batches(state["order"], step, count, size.value, n_train, most), step, count)
 
     def shared_rows(step: jax.Array, count: int) -> Any:
-        key = jax.random.key_data(jax.random.key(SHARED_ORDER))
+        key = order_key(experiment, None)
         return with_numbers(batches(key, step, count, experiment.lane_batch_size({}), n_train), step, count)
 
     def step(state: Any, hp: Hyperparameters, key: jax.Array, taken: Any) -> tuple[Any, jax.Array]:
-        kind, optimizer = kind_for(experiment, hp), optimizer_of(hp)
+        kind, params = kind_for(experiment, hp), trained(state["params"])
         rows, number = taken if counted else (taken, None)
         batch = jax.tree.map(lambda a: a[rows], train)
 
@@ -365,12 +355,15 @@ def _build(experiment: Experiment) -> Task:
             return loss, kind.collect(model, state["rest"])
 
         loss_fn = with_fast_convolutions(loss_fn, experiment.convolutions)
-        (loss, rest), grads = in_precision(experiment, jax.value_and_grad(loss_fn, has_aux=True))(state["params"])
-        updates, opt = optimizer.update(
-            grads, state["opt"], state["params"],
-            value=loss, grad=grads, value_fn=lambda params: in_precision(experiment, loss_fn)(params)[0],
-        )  # fmt: skip
-        params = optax.apply_updates(state["params"], updates)
+
+        def value_fn(params: Any) -> jax.Array:
+            return in_precision(experiment, loss_fn)(params)[0]
+
+        (loss, rest), grads = in_precision(experiment, jax.value_and_grad(loss_fn, has_aux=True))(params)
+        more = {"value": loss, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn,
+                "grad_fn": lambda params, _=0: jax.grad(value_fn)(params)}  # fmt: skip
+        optimizer = optimizer_for(experiment, hp)
+        params, opt = updated(optimizer, grads, state["opt"], state["params"], more)
         return {**state, "params": params, "rest": rest, "opt": opt}, loss
 
     def evaluate(state: Any, hp: Hyperparameters) -> dict[str, jax.Array]:
@@ -378,6 +371,13 @@ def _build(experiment: Experiment) -> Task:
 
     rows_of: dict[str, Any] = {"shared": shared_rows} if shared else {"inputs": own_rows}
     return Task(init=init, step=step, evaluate=evaluate, has_loss=True, **rows_of)
+
+
+def order_key(experiment: Experiment, key: jax.Array | None) -> jax.Array:
+    """The two words of the order in which a trial takes its batches; `key` is the one that its model is made from."""
+    return jax.random.key_data(
+        jax.random.key(SHARED_ORDER) if experiment.order == "shared" or key is None else jax.random.fold_in(key, 1)
+    )
 
 
 def lane_settings(experiment: Experiment, values: Mapping[str, Any]) -> Hyperparameters:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from optax.contrib import ScheduleFreeState
 
 from vmaptune.arguments import Signature
 from vmaptune.errors import InputError
 from vmaptune.experiment._models import ModelKind, model_kind
+from vmaptune.experiment._optimizers import SIGNATURE as OPTIMIZER
+from vmaptune.experiment._optimizers import weights_to_measure
 from vmaptune.experiment._places import at, kind
 from vmaptune.experiment._structure import limits_of, structured
 from vmaptune.rewrite import bytes_at_once, with_bfloat16_products
@@ -28,7 +28,7 @@ BLOCK = 1024  # examples of one forward pass, where not all go in at once
 WHOLE_BYTES = 2**29  # of one model, that measuring a whole part at once may take
 SIGNATURES = {
     "model": Signature("model", ("hp", "rngs"), ("key",)),
-    "optimizer": Signature("optimizer", ("hp", "steps")),
+    "optimizer": OPTIMIZER,
     "loss": Signature("loss", ("model", "batch", "hp", "key"), ("step", "steps")),
     "metrics": Signature("metrics", ("model", "batch", "hp"), ("key", "steps")),
     "combine": Signature("combine", ("sums", "hp")),
@@ -44,24 +44,8 @@ def kind_for(experiment: Experiment, hp: Hyperparameters) -> ModelKind:
 
 
 def evaluation_params(state: Mapping[str, Any]) -> Any:
-    """The parameters by which a lane's model is measured and kept: those that its step trains, but for a schedule-free
-    optimizer, which trains at y, the average x of what it came by.
-
-    Source: Defazio et al., "The Road Less Scheduled" (2024); agrees with `optax.contrib.schedule_free_eval_params`,
-    wherever in the optimizer's state there is such a part.
-    """
-
-    def found(node: Any) -> bool:
-        return isinstance(node, ScheduleFreeState)
-
-    params = state["params"]
-    for part in jax.tree.leaves(state["opt"], is_leaf=found):
-        if found(part):
-            params = jax.tree.map(
-                lambda z, y, b1=part.b1: y if isinstance(z, optax.MaskedNode) else ((y - (1 - b1) * z) / b1),
-                part.z, params, is_leaf=lambda node: isinstance(node, optax.MaskedNode),
-            )  # fmt: skip
-    return params
+    """The parameters by which a lane's model is measured and kept."""
+    return weights_to_measure(state["params"], state["opt"])
 
 
 def model_arrays(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +185,7 @@ def check_blocks(experiment: Experiment, task: Task, values: Mapping[str, Any]) 
 
     def both(key: jax.Array, noise: float) -> Any:
         state = task.init(hp, key)
-        leaves, tree = jax.tree.flatten(state["params"])
+        leaves, tree = jax.tree.flatten(evaluation_params(state))
         leaves = [
             p + noise * jax.random.normal(jax.random.fold_in(key, i), p.shape, p.dtype)
             if jnp.issubdtype(p.dtype, jnp.floating) else p

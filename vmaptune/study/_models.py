@@ -12,7 +12,7 @@ import numpy as np
 
 from vmaptune.engine.functions import LaneFunctions, pack, unpack
 from vmaptune.errors import InputError
-from vmaptune.experiment import Experiment, bind_model, lane_arguments, lane_settings
+from vmaptune.experiment import Experiment, bind_model, lane_arguments, lane_settings, model_arrays
 from vmaptune.space import Space
 from vmaptune.store.ledger import TrialRow
 from vmaptune.store.weights import load_weights
@@ -32,7 +32,8 @@ def rebuild(experiment: Experiment, trial: TrialRow, path: Path, static: Sequenc
     is_model = experiment.task is None
     wanted, kinds = functions.state, functions.key_kinds
     if is_model:
-        wanted, kinds = ({part: tree[part] for part in ("params", "rest")} for tree in (wanted, kinds))
+        wanted = jax.eval_shape(model_arrays, wanted)
+        kinds = {"params": jax.tree.map(lambda _: "", wanted["params"]), "rest": kinds["rest"]}
     packed = jax.eval_shape(pack, wanted)
     flat, tree = jax.tree_util.tree_flatten_with_path(packed)
     leaves = []
