@@ -60,7 +60,7 @@ def test_convolutions_and_other_dtypes():
 
 
 def test_a_cpu_is_asked_for_no_product_of_bfloat16_numbers():
-    """It has no kernel for some: replay and panda ended in XLA's error, and what replay rounded was not what run did."""
+    """It has no kernel for some: replay and panda ended in XLA's error, or rounded otherwise than run."""
 
     def both(x, k, w):
         conv = jax.lax.conv_general_dilated(x, k, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))

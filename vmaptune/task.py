@@ -146,3 +146,13 @@ class Task:
         else:
             return ()
         return (jax.tree.map(lambda array: array[0], several),)
+
+
+def check_jit_is_on() -> None:
+    """Raises InputError where JAX is told to compile nothing, since lanes are trained by compiled programs."""
+    if getattr(jax.config, "jax_disable_jit", False):
+        raise InputError(
+            "jax_disable_jit must be off, because lanes are trained by compiled programs, but it is on; turn it off "
+            "(in the environment it is JAX_DISABLE_JIT), and step through a model by calling loss(model, batch) "
+            "yourself, on a batch of vt.batches"
+        )

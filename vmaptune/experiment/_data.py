@@ -60,6 +60,12 @@ def _checked(part: str, value: Any) -> Any:
     for path, leaf in paths:
         name = part + jax.tree_util.keystr(path)
         array = np.asarray(leaf)
+        if array.dtype.name == "bfloat16":
+            raise InputError(
+                f"Data(): `{name}` must hold numbers that NumPy can compute with, but its dtype is {array.dtype}; give "
+                f'it as float32 (.astype(np.float32)), and precision="bfloat16" to the Experiment where products are '
+                f"to be rounded"
+            )
         if array.dtype == object or array.dtype.kind in "USMmV":
             raise InputError(
                 f"Data(): `{name}` must hold numbers, but its dtype is {array.dtype}; "

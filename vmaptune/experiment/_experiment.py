@@ -15,7 +15,7 @@ from vmaptune.experiment._data import Data
 from vmaptune.experiment._measures import BLOCK, SIGNATURES, in_precision, kind_for, loss_of, measured, metrics_on
 from vmaptune.experiment._optimizers import begin, optimizer_for, trained, updated
 from vmaptune.experiment._order import batches
-from vmaptune.experiment._places import at, described, kind, place_in
+from vmaptune.experiment._places import at, at_line, described, kind, place_in
 from vmaptune.experiment._structure import limits_of, structured, with_structure
 from vmaptune.nn import Size, padded_batch, size
 from vmaptune.rewrite import Choice, with_fast_convolutions
@@ -283,7 +283,7 @@ def _load_data(source: Any) -> Data:
             data = source()
         except Exception as error:
             what = str(error) if isinstance(error, InputError) else f"data() failed: {described(error)}"
-            raise InputError(f"{what}\n  at {place_in(error, None)}") from error
+            raise InputError(f"{what}{at_line(place_in(error, None))}") from error
     if not isinstance(data, Data):
         raise InputError(f"data() must return vt.Data(train=..., valid=...), but it returned {kind(data)}{at(source)}")
     return data

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmaptune.errors import InputError
 from vmaptune.experiment._experiment import Experiment
-from vmaptune.experiment._places import described, place_in
+from vmaptune.experiment._places import at_line, described, place_in
 
 CONSTRUCTORS = {
     "uniform", "loguniform", "reverseloguniform", "randint", "lograndint", "choice", "ordinal",
@@ -79,11 +79,11 @@ def _import(path: Path, code: types.CodeType) -> types.ModuleType:
         sys.modules.pop(name, None)
         place = place_in(error, str(path))
         if isinstance(error, InputError):
-            raise InputError(f"{error}\n  at {place}") from error
+            raise InputError(f"{error}{at_line(place)}") from error
         hint = ""
         if isinstance(error, ModuleNotFoundError):
             hint = f"\n  way out: install {error.name!r} in this environment, or correct the import"
-        raise InputError(f"the experiment does not import: {described(error)}\n  at {place}{hint}") from error
+        raise InputError(f"the experiment does not import: {described(error)}{at_line(place)}{hint}") from error
     return module
 
 
@@ -111,7 +111,7 @@ def _choose(names: dict, path: Path, wanted: str) -> Experiment:
         listed = ", ".join(name for name, _ in found.values())
         raise InputError(
             f"{path} must define one experiment, but it defines {len(found)}: {listed}; "
-            f"name the one to run: {path}:{next(iter(found.values()))[0]}"
+            f"name the one to run: {' or '.join(f'{path}:{name}' for name, _ in found.values())}"
         )
     return next(iter(found.values()))[1]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from vmaptune.arguments import Signature
 from vmaptune.errors import InputError
-from vmaptune.experiment._models import ModelKind, model_kind
+from vmaptune.experiment._kinds import ModelKind, model_kind
 from vmaptune.experiment._optimizers import SIGNATURE as OPTIMIZER
 from vmaptune.experiment._optimizers import weights_to_measure
 from vmaptune.experiment._places import at, kind

@@ -19,11 +19,11 @@ import numpy as np
 from vmaptune.errors import InputError
 from vmaptune.experiment._experiment import Experiment, check_lanes_hold
 from vmaptune.experiment._measures import check_blocks, checked_metrics
-from vmaptune.experiment._places import at, described, frames_of, place_in, settings_text
+from vmaptune.experiment._places import at, at_line, described, frames_of, is_own, place_in, settings_text
 from vmaptune.nn import noted
 from vmaptune.rewrite import as_written
 from vmaptune.space import Space
-from vmaptune.task import Hyperparameters, Task
+from vmaptune.task import Hyperparameters, Task, check_jit_is_on
 
 # What Flax and optax refuse as a traced value, and what takes its place.
 WAYS_OUT = {
@@ -39,6 +39,10 @@ WAYS_OUT = {
     "piecewise_constant_schedule": "vt.schedules.step_decay(init, boundaries, factors)",
     "piecewise_interpolate_schedule": "vt.schedules.step_decay(init, boundaries, factors)",
 }
+NEEDS_A_VALUE = (
+    jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError, jax.errors.NonConcreteBooleanIndexError,
+)  # fmt: skip
 STOCHASTIC = {"nnx": "vt.nn.Dropout(rate, rngs=rngs)", "linen": "vt.nn.LinenDropout(rate)"}
 
 
@@ -78,6 +82,7 @@ def find_statics(experiment: Experiment, task: Task | None = None, file: str | N
     """
     space = experiment.space
     assert isinstance(space, Space)
+    check_jit_is_on()
     check_lanes_hold(space)
     task = task or experiment.build()
     first = _first_settings(space)
@@ -126,6 +131,8 @@ def _find_traced(experiment: Experiment, task: Task, first: Mapping[str, Any], f
         raise_as_input_error(wrong, file, first)
     for name in continuous if failure(continuous) else ():
         refused = failure((name,))
+        if isinstance(refused, InputError):
+            raise_as_input_error(refused, file, first)
         if refused is not None:
             raise InputError(_refusal(name, space, refused, file)) from refused
     finite = [n for n in traced if n not in continuous]
@@ -209,9 +216,9 @@ def raise_as_input_error(error: Exception, file: str | None, values: Mapping[str
     place = place_in(error, file)
     if isinstance(error, InputError):
         known = not place or (file is not None and not place.startswith(file)) or "\n  at " in str(error)
-        raise InputError(str(error) if known else f"{error}\n  at {place}") from error
+        raise InputError(str(error) if known else f"{error}{at_line(place)}") from error
     raise InputError(
-        f"the experiment cannot be traced: {described(error)}\n  at {place}\n  with {settings_text(values)}"
+        f"the experiment cannot be traced: {described(error)}{at_line(place)}\n  with {settings_text(values)}"
     ) from error
 
 
@@ -242,12 +249,30 @@ def _refusal(name: str, space: Space, error: Exception, file: str | None) -> str
         if "stochastic" in frame.filename and "flax" in frame.filename:
             kind = "nnx" if "nnx" in frame.filename else "linen"
             ways.append(f"use {STOCHASTIC[kind]} instead of Flax's own, which takes no value per lane")
+    ways += _ways_in_arrays(error)
     way = ways[0] if ways else (
         "use it only in array arithmetic (jnp.where instead of `if`), or give it finitely many values, "
         "e.g. vt.ordinal([...]), so that it can be static"
     )  # fmt: skip
+    needs = "the code needs its value while the program is built"
+    if not isinstance(error, NEEDS_A_VALUE):  # what the person's own code raised is not to be lost
+        needs = f"the code then raises {described(error)}"
     return (
-        f"{name}: a continuous setting must stay a traced number, but the code needs its value while the "
-        f"program is built ({space[name]!r} would mean one compilation per value)\n"
-        f"  at {place_in(error, file)}\n  way out: {way}"
+        f"{name}: a continuous setting must stay a traced number, but {needs} ({space[name]!r} would mean one "
+        f"compilation per value){at_line(place_in(error, file))}\n  way out: {way}"
     )
+
+
+def _ways_in_arrays(error: Exception) -> list[str]:
+    """What takes the place of NumPy, math and Python's own functions in the line that refused a traced number."""
+    own = [frame.line or "" for frame in frames_of(error) if is_own(frame.filename)]
+    if not own or not isinstance(error, NEEDS_A_VALUE):
+        return []
+    used = re.findall(r"\b(np|numpy|math)\.(\w+)\(", own[-1])
+    used = [(module, name) for module, name in used if hasattr(jnp, name)]
+    if used:
+        module, name = used[-1]
+        return [f"use jnp.{name} instead of {module}.{name}, which takes no traced number"]
+    built_in = re.findall(r"(?<![\w.])(max|min|round|abs)\(", own[-1])
+    names = {"max": "maximum", "min": "minimum"}
+    return [f"use jnp.{names.get(n, n)} instead of {n}, which takes no traced number" for n in built_in[-1:]]
