@@ -87,7 +87,7 @@ class EquinoxModel(Rebuilt):
 
 def _is_parameter(leaf: Any, hp: Hyperparameters) -> bool:
     is_array = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
-    return is_array and not any(leaf is value for value in hp.values())
+    return is_array and not any(leaf is value for value in hp.unread().values())
 
 
 class BoundHaiku:

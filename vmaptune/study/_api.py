@@ -203,6 +203,7 @@ class Check:
     minutes: float | None = None  # that a run would be given; then `options` has the trials that would fit
     seconds_per_trial: float | None = None  # by a timing of the first group, the others by their operations
     note: str | None = None  # what the person should know of the devices
+    notes: tuple[str, ...] = ()  # and of how the code uses settings and seeds
 
 
 def check(
@@ -272,7 +273,7 @@ def check(
         space=space, samples=samples[:5], static=statics.static, traced=statics.traced, options=options,
         groups=[(dict(key), count) for key, count in groups.items()], plan=chosen, why=why(found), costs=costs,
         memory_bytes=program.memory_bytes, compile_seconds=program.compile_seconds,
-        minutes=minutes, seconds_per_trial=each, note=note,
+        minutes=minutes, seconds_per_trial=each, note=note, notes=statics.notes,
     )  # fmt: skip
 
 
