@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,10 +13,19 @@ import numpy as np
 
 from vmaptune.errors import InputError
 from vmaptune.experiment._data import Data
-from vmaptune.experiment._measures import BLOCK, SIGNATURES, in_precision, kind_for, loss_of, measured, metrics_on
+from vmaptune.experiment._measures import (
+    BLOCK,
+    MOST_LETTERS,
+    SIGNATURES,
+    in_precision,
+    kind_for,
+    loss_of,
+    measured,
+    metrics_on,
+)
 from vmaptune.experiment._optimizers import begin, optimizer_for, trained, updated
 from vmaptune.experiment._order import batches
-from vmaptune.experiment._places import at, at_line, described, kind, place_in
+from vmaptune.experiment._places import at, at_line, described, inside, kind, place_in
 from vmaptune.experiment._structure import limits_of, structured, with_structure
 from vmaptune.nn import Size, padded_batch, size
 from vmaptune.rewrite import Choice, with_fast_convolutions
@@ -122,6 +132,11 @@ class Experiment:
                 "Experiment(): with `task=` leave out `precision`: the task's own functions say in which precision "
                 "they compute"
             )
+        if not isinstance(self.name, str) or len(self.name) > MOST_LETTERS or not self.name.isprintable():
+            raise InputError(
+                f"Experiment(): `name` must be a text of at most {MOST_LETTERS} printable characters, but got "
+                f"{self.name!r:.300}; it names the study's directory"
+            )
         if not isinstance(self.objective, str):
             raise InputError(f"Experiment(): `objective` must be the name of a metric, but got {self.objective!r}")
         for part in ("batch_size", "steps") if self.task is None else ("steps",):
@@ -166,8 +181,13 @@ class Experiment:
     def loaded_data(self) -> Data:
         """The data, loaded once."""
         if "data" not in self._cache:
-            self._cache["data"] = _load_data(self.data)
+            with inside(self._cache.get("folder")):
+                self._cache["data"] = _load_data(self.data, self._cache.get("folder"))
         return self._cache["data"]
+
+    def found_in(self, folder: str | None) -> None:
+        """Keeps the folder from which the relative paths of its data are read; None is the current one."""
+        self._cache["folder"] = folder
 
     @property
     def convolutions(self) -> Choice:
@@ -275,7 +295,7 @@ def _check_count(part: str, value: Any, space: Space) -> None:
         raise InputError(f"Experiment(): `{part}` must be a whole number of at least 1{most}, but got {value!r}")
 
 
-def _load_data(source: Any) -> Data:
+def _load_data(source: Any, folder: str | None) -> Data:
     if not callable(source):
         data = source
     else:
@@ -283,6 +303,9 @@ def _load_data(source: Any) -> Data:
             data = source()
         except Exception as error:
             what = str(error) if isinstance(error, InputError) else f"data() failed: {described(error)}"
+            if isinstance(error, OSError) and folder is not None:
+                there = "" if Path(folder).is_dir() else ", which is not there"
+                what += f"\n  the study ran in {folder}{there}; relative paths are read from there"
             raise InputError(f"{what}{at_line(place_in(error, None))}") from error
     if not isinstance(data, Data):
         raise InputError(f"data() must return vt.Data(train=..., valid=...), but it returned {kind(data)}{at(source)}")

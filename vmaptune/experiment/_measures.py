@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmaptune.experiment._experiment import Experiment
 
 BLOCK = 1024  # examples of one forward pass, where not all go in at once
+MOST_LETTERS = 100  # of a metric's name, or an experiment's
 WHOLE_BYTES = 2**29  # of one model, that measuring a whole part at once may take
 SIGNATURES = {
     "model": Signature("model", ("hp", "rngs"), ("key",)),
@@ -229,6 +230,11 @@ def checked_metrics(metrics: Any, objective: str, at: str = "", what: str = "met
         )
     checked = {}
     for name, value in metrics.items():
+        if not isinstance(name, str) or not 0 < len(name) <= MOST_LETTERS or not name.isprintable():
+            raise InputError(
+                f"{what}(): each metric's name must be a text of 1 to {MOST_LETTERS} printable characters, since "
+                f"tables, pages and files name it, but got {name!r:.300}; rename it{at}"
+            )
         array = jnp.asarray(value)
         if array.shape != () or jnp.issubdtype(array.dtype, jnp.complexfloating):
             raise InputError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ def place_in(error: BaseException, file: str | None) -> str:
     frames = frames_of(error)
     own = [f for f in frames if f.filename == file] or [f for f in frames if is_own(f.filename)]
     return f"{own[-1].filename}:{own[-1].lineno}: {(own[-1].line or '').strip()}" if own else ""
+
+
+@contextmanager
+def inside(folder: str | None) -> Iterator[None]:
+    """Within it that folder is the current one, where it is there."""
+    if folder is None or not Path(folder).is_dir():
+        yield
+        return
+    with chdir(folder):
+        yield
 
 
 def at_line(place: str) -> str:

@@ -23,6 +23,7 @@ from vmaptune.experiment import (
     LoadedExperiment,
     find_statics,
     lane_arguments,
+    not_while_importing,
     raise_as_input_error,
 )
 from vmaptune.search.pbt import Copy, lineage
@@ -35,7 +36,7 @@ from vmaptune.study._minutes import Timetable
 from vmaptune.study._options import Options, default_directory, options_for
 from vmaptune.study._population import copies_of
 from vmaptune.study._progress import Listener, heard
-from vmaptune.study._resume import check_code, check_options
+from vmaptune.study._resume import check_code, check_files, check_options
 from vmaptune.study._run import StudyRun
 from vmaptune.study._saving import SAVE_EVERY
 from vmaptune.study._stopping import read_stopping
@@ -129,6 +130,7 @@ def run(
     """
     started = _minutes.clock() if started is None else started
     listener = heard(listener)
+    not_while_importing("vt.run")
     note = prepare_devices()
     if note:
         listener.note(note)
@@ -156,6 +158,7 @@ def run(
             check_options(meta, given, changes or (), directory, experiment, CHANGEABLE if changeable else ())
             if source and meta["experiment"]["source"] is not None:
                 check_code(source.source, source.path, meta, directory, force)
+                check_files(source, meta, directory, force)
             if changeable:
                 change_budget(ledger, given)
         except BaseException:
@@ -225,6 +228,7 @@ def check(
       InputError: a mistake in the experiment or in an argument.
     """
     started = _minutes.clock() if started is None else started
+    not_while_importing("vt.check")
     note = prepare_devices()
     source, experiment = resolve_experiment(experiment)
     if changes:
@@ -307,6 +311,7 @@ def replay(study: Study | str | Path, trial: int, experiment: Experiment | None 
     Raises:
       InputError: no such trial, or the experiment's file is gone or has changed.
     """
+    not_while_importing("vt.replay")
     prepare_devices()
     started = time.perf_counter()
     study = study if isinstance(study, Study) else load(study)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,23 @@ class Study:
     def _rebuild(self, experiment: Any, trial: TrialRow, name: str) -> Any:
         from vmaptune.study._models import rebuild
 
-        experiment = experiment.with_changes(space=self.space)
+        experiment = self._with_rows(experiment.with_changes(space=self.space))
         return rebuild(experiment, trial, self.directory / "best" / f"{name}.weights", self._meta["static"])
+
+    def _with_rows(self, experiment: Any) -> Any:
+        """The experiment, where its data are gone with rows that look like them: a model is rebuilt without."""
+        from vmaptune.experiment import stand_in
+
+        if experiment.task is not None:
+            return experiment
+        try:
+            experiment.loaded_data()
+        except InputError:
+            rows = self._meta["experiment"].get("rows")
+            if rows is None:
+                raise
+            return replace(experiment, data=stand_in(rows), _cache={})
+        return experiment
 
     def _own_experiment(self, experiment: Any) -> Any:
         from vmaptune.experiment import load_experiment
@@ -179,7 +195,14 @@ class Study:
                 f"bring the old one back, or pass experiment=... to use another"
             )
         name = str(origin.get("spec") or "").partition(".py:")[2]
-        return load_experiment(f"{path}:{name}" if name else path).experiment
+        loaded = load_experiment(f"{path}:{name}" if name else path, origin.get("folder"))
+        for file, digest in (origin.get("files") or {}).items():
+            if loaded.files.get(file, digest) != digest:
+                raise InputError(
+                    f"{file}, which {path} imports, has changed since the study ran; bring the old one back, or pass "
+                    f"experiment=... to use another"
+                )
+        return loaded.experiment
 
     @property
     def plot(self) -> Any:
