@@ -1,11 +1,10 @@
 """What exp.py declares: the experiment, its data, and how they become a Task."""
 
+from vmaptune.experiment._built import lane_settings, order_key
 from vmaptune.experiment._data import Data, row_shapes, stand_in
 from vmaptune.experiment._experiment import (
     MOST_STEPS,
     Experiment,
-    lane_settings,
-    order_key,
 )
 from vmaptune.experiment._load import LoadedExperiment, load_experiment, not_while_importing
 from vmaptune.experiment._measures import bind_model, check_blocks, checked_metrics, metrics_on, model_arrays

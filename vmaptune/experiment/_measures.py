@@ -14,7 +14,7 @@ from vmaptune.arguments import Signature
 from vmaptune.errors import InputError
 from vmaptune.experiment._kinds import ModelKind, model_kind
 from vmaptune.experiment._optimizers import SIGNATURE as OPTIMIZER
-from vmaptune.experiment._optimizers import weights_to_measure
+from vmaptune.experiment._optimizers import of_average, weights_to_measure
 from vmaptune.experiment._places import at, kind
 from vmaptune.experiment._structure import limits_of, structured
 from vmaptune.rewrite import bytes_at_once, with_bfloat16_products
@@ -33,7 +33,7 @@ SIGNATURES = {
     "loss": Signature("loss", ("model", "batch", "hp", "key"), ("step", "steps")),
     "metrics": Signature("metrics", ("model", "batch", "hp"), ("key", "steps")),
     "combine": Signature("combine", ("sums", "hp")),
-    "predict": Signature("predict", ("model", "x")),
+    "predict": Signature("predict", ("model", "x", "hp")),
 }
 
 
@@ -46,7 +46,8 @@ def kind_for(experiment: Experiment, hp: Hyperparameters) -> ModelKind:
 
 def evaluation_params(state: Mapping[str, Any]) -> Any:
     """The parameters by which a lane's model is measured and kept."""
-    return weights_to_measure(state["params"], state["opt"])
+    params = weights_to_measure(state["params"], state["opt"])
+    return of_average(state["ema"], params) if "ema" in state else params
 
 
 def model_arrays(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,17 +65,26 @@ def in_precision(experiment: Experiment, function: Any) -> Any:
     return with_bfloat16_products(function) if experiment.precision == "bfloat16" else function
 
 
-def loss_of(
+def loss_and_more(
     experiment: Experiment, model: Any, batch: Any, hp: Hyperparameters, key: jax.Array, step: Any = None
-) -> jax.Array:
-    """What the person's `loss` returns, or an error that says what it should have been."""
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What the person's `loss` returns, with its scalars by name, or an error that says what it should have been."""
     function = experiment.loss
     assert function is not None
     given = {"model": model, "batch": batch, "hp": hp, "key": key, "step": step}
     value = SIGNATURES["loss"].call(function, given | _steps(experiment, "loss", hp))
+    more: Any = {}
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Mapping):
+        value, more = value
+        more = checked_scalars(more, at(function), "loss")
+        if "loss" in more:
+            raise InputError(
+                f"loss(): the loss itself is called 'loss', so name the other scalar otherwise{at(function)}"
+            )
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, float, int)):
         raise InputError(
-            f"loss() must return a scalar array, but it returned {kind(value)}; return the loss alone{at(function)}"
+            f"loss() must return a scalar array, but it returned {kind(value)}; return the loss alone, or with a dict "
+            f"of scalars{at(function)}"
         )
     loss = jnp.asarray(value)
     if loss.shape != ():
@@ -86,7 +96,7 @@ def loss_of(
             "compute it from the model's outputs in floating point: an integer has no gradient"
         )  # fmt: skip
         raise InputError(f"loss() must return a real float, but its dtype is {loss.dtype}; {way}{at(function)}")
-    return loss
+    return loss, more
 
 
 def measured(experiment: Experiment, model: Any, batch: Any, hp: Hyperparameters) -> dict[str, jax.Array]:
@@ -94,7 +104,8 @@ def measured(experiment: Experiment, model: Any, batch: Any, hp: Hyperparameters
     key = jax.random.key(0)  # the same for all models: what differs between them is none of its noise
     function = experiment.metrics
     if function is None:
-        return {"loss": loss_of(experiment, model, batch, hp, key)}
+        loss, more = loss_and_more(experiment, model, batch, hp, key)
+        return {"loss": loss, **more}
     given = {"model": model, "batch": batch, "hp": hp, "key": key} | _steps(experiment, "metrics", hp)
     found = SIGNATURES["metrics"].call(function, given)
     if experiment.combine is None:
@@ -228,6 +239,11 @@ def checked_metrics(metrics: Any, objective: str, at: str = "", what: str = "met
             f"{', '.join(map(repr, metrics)) or 'none'}; return it from {what}(), or name one of these as "
             f"objective={at}"
         )
+    return checked_scalars(metrics, at, what)
+
+
+def checked_scalars(metrics: Mapping[Any, Any], at: str, what: str) -> dict[str, jax.Array]:
+    """Real scalars by name, or an error that says what they should have been."""
     checked = {}
     for name, value in metrics.items():
         if not isinstance(name, str) or not 0 < len(name) <= MOST_LETTERS or not name.isprintable():

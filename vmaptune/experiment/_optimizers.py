@@ -101,6 +101,32 @@ def weights_to_measure(params: Any, opt: Any) -> Any:
     return params
 
 
+def no_average(params: Any) -> dict[str, Any]:
+    """The average of no weights yet: a sum of what came by, and the weight of it, both decaying."""
+    return {"sum": jax.tree.map(jnp.zeros_like, trained(params)), "weight": jnp.zeros(())}
+
+
+def average(before: Mapping[str, Any], params: Any, decay: Any) -> dict[str, Any]:
+    """The average after one more step, which led to these parameters."""
+    total = jax.tree.map(
+        lambda s, p: (decay * s + (1 - decay) * p).astype(p.dtype) if _is_float(p) else p, before["sum"], params
+    )
+    return {"sum": total, "weight": decay * before["weight"] + (1 - decay)}
+
+
+def of_average(average: Mapping[str, Any], params: Any) -> Any:
+    """The averaged parameters; before the first step the parameters themselves."""
+    weight = average["weight"]
+    begun = jnp.where(weight > 0, weight, 1)
+    return jax.tree.map(
+        lambda s, p: jnp.where(weight > 0, s / begun, p).astype(p.dtype) if _is_float(p) else p, average["sum"], params
+    )
+
+
+def _is_float(array: Any) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.inexact)
+
+
 def _parts(opt: Any, wanted: type) -> Iterator[Any]:
     leaves = jax.tree.leaves(opt, is_leaf=lambda node: isinstance(node, wanted))
     return (leaf for leaf in leaves if isinstance(leaf, wanted))

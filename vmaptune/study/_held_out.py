@@ -19,8 +19,8 @@ def held_out_values(
     static: Mapping[str, Any],
     traced: Mapping[str, Any],
     states: Sequence[Any],
-) -> list[float]:
-    """The objective of each of these final states on the test part."""
+) -> list[dict[str, float]]:
+    """The metrics of each of these final states on the test part, by name."""
     data = experiment.loaded_data()
     part, n = jax.tree.map(jnp.asarray, data.test), data.size("test")
     order = tuple(experiment.space)
@@ -31,4 +31,4 @@ def held_out_values(
         return metrics_on(experiment, unpack(state, functions.key_kinds), hp, part, n)
 
     arrays = {n: jnp.asarray(v, functions.traced[n].dtype) for n, v in traced.items()}
-    return [float(np.asarray(measure(s, arrays, part)[experiment.objective])) for s in states]
+    return [{n: float(np.asarray(v)) for n, v in measure(s, arrays, part).items()} for s in states]

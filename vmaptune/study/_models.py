@@ -18,8 +18,11 @@ from vmaptune.store.ledger import TrialRow
 from vmaptune.store.weights import load_weights
 
 
-def rebuild(experiment: Experiment, trial: TrialRow, path: Path, static: Sequence[str]) -> Any:
-    """The model of a trial, from its weights file; `static` names the settings that were static in its study.
+def rebuild(
+    experiment: Experiment, trial: TrialRow, path: Path, static: Sequence[str], parts: Sequence[str] = ()
+) -> Any:
+    """The model of a trial, from its weights file; `static` names the settings that were static in its study. With
+    `parts` it is what the file holds of a lane's state: that part, or a dict of several.
 
     Raises:
       InputError: the weights do not fit the experiment's model. StudyError: the file is damaged.
@@ -29,11 +32,13 @@ def rebuild(experiment: Experiment, trial: TrialRow, path: Path, static: Sequenc
     assert isinstance(space, Space)
     traced = tuple(name for name in space if name not in static)
     functions = LaneFunctions(experiment.build(), {n: trial.params[n] for n in static}, lane_arguments(space, traced))
-    is_model = experiment.task is None
+    is_model = experiment.task is None and not parts
     wanted, kinds = functions.state, functions.key_kinds
     if is_model:
         wanted = jax.eval_shape(model_arrays, wanted)
         kinds = {"params": jax.tree.map(lambda _: "", wanted["params"]), "rest": kinds["rest"]}
+    elif parts:
+        wanted, kinds = ({part: tree[part] for part in parts} for tree in (wanted, kinds))
     packed = jax.eval_shape(pack, wanted)
     flat, tree = jax.tree_util.tree_flatten_with_path(packed)
     leaves = []
@@ -53,6 +58,8 @@ def rebuild(experiment: Experiment, trial: TrialRow, path: Path, static: Sequenc
             )
         leaves.append(jnp.asarray(array))
     state = unpack(jax.tree.unflatten(tree, leaves), kinds)
+    if parts:
+        return state if len(parts) > 1 else state[parts[0]]
     if not is_model:
         return state
     values = space.lane_values(trial.params, traced)

@@ -103,13 +103,20 @@ def _on_test_part(training: Training, winner: Scored) -> dict[str, Any]:
     group = groups.of(winner.params)
     traced = groups.lane_values(winner.params)
     started = time.perf_counter()
-    values = held_out_values(experiment, group.functions, dict(group.static), traced, states)
+    found = held_out_values(experiment, group.functions, dict(group.static), traced, states)
     counts.compilations += 1
     counts.seconds["compile"] += time.perf_counter() - started
+    test = {name: _mean_and_std([each[name] for each in found]) for name in found[0]}
+    value, std = test[experiment.objective]
     return {
-        "test_value": float(np.mean(values)),
-        "test_std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "test_value": value,
+        "test_std": std,
+        "test": {name: {"value": value, "std": std} for name, (value, std) in test.items()},
     }
+
+
+def _mean_and_std(values: list[float]) -> tuple[float, float | None]:
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def save_models(training: Training, directory: Path, winner: Scored | None, confirmed: bool) -> dict[str, int]:
@@ -138,6 +145,8 @@ def save_models(training: Training, directory: Path, winner: Scored | None, conf
         is_model = training.experiment.task is None
         kept = model_arrays(state) if is_model else state
         save_weights(folder / f"{name}.weights", plain_tree(kept))
+        if is_model and name == "best":
+            save_weights(folder / "best-optimizer.weights", plain_tree({"opt": state["opt"]}))
         saved[name] = row.trial
     return saved
 

@@ -133,6 +133,19 @@ class Study:
         trial = self.ledger.trial(self._meta["weights"]["best"])
         return self._rebuild(self._own_experiment(experiment), trial, "best")
 
+    def best_optimizer_state(self, experiment: Any = None) -> Any:
+        """The state of the winner's optimizer after its last step, as Optax made it, to train on from `best_model`.
+
+        Raises:
+          StudyError: the study has none: it is of a `vt.Task`, whose final state `best_model` gives, or of before.
+          InputError: as `best_model`.
+        """
+        trial = (self._meta.get("weights") or {}).get("best")
+        if not (self.directory / "best" / "best-optimizer.weights").exists() or trial is None:
+            raise StudyError(f"{self.directory}: the study has no optimizer's state of its winner")
+        own = self._own_experiment(experiment)
+        return self._rebuild(own, self.ledger.trial(trial), "best-optimizer", ("opt",))
+
     def ensemble(self, experiment: Any = None) -> Any:
         """The ensemble that `--ensemble M` chose: `study.ensemble().predict(x)`; `.members`, `.weights`, `.models`.
 
@@ -145,14 +158,15 @@ class Study:
         if info is None:
             raise StudyError(f"{self.directory}: the study has no ensemble; run it with --ensemble M")
         experiment = self._own_experiment(experiment)
-        models = [self._rebuild(experiment, self.ledger.trial(t), f"ensemble-{t}") for t in info["members"]]
-        return TrainedEnsemble(experiment, models, info)
+        rows = [self.ledger.trial(t) for t in info["members"]]
+        models = [self._rebuild(experiment, row, f"ensemble-{row.trial}") for row in rows]
+        return TrainedEnsemble(experiment.with_changes(space=self.space), models, [row.params for row in rows], info)
 
-    def _rebuild(self, experiment: Any, trial: TrialRow, name: str) -> Any:
+    def _rebuild(self, experiment: Any, trial: TrialRow, name: str, parts: tuple[str, ...] = ()) -> Any:
         from vmaptune.study._models import rebuild
 
         experiment = self._with_rows(experiment.with_changes(space=self.space))
-        return rebuild(experiment, trial, self.directory / "best" / f"{name}.weights", self._meta["static"])
+        return rebuild(experiment, trial, self.directory / "best" / f"{name}.weights", self._meta["static"], parts)
 
     def _with_rows(self, experiment: Any) -> Any:
         """The experiment, where its data are gone with rows that look like them: a model is rebuilt without."""
