@@ -39,7 +39,8 @@ def loss(params, batch, hp):
 
 def experiment_with(**more):
     given = {
-        "space": SPACE, "model": model, "optimizer": lambda hp: optax.adam(hp.rate), "loss": loss, "data": DATA, "batch_size": 8, "epochs": 2.3, "ema": "decay",
+        "space": SPACE, "model": model, "optimizer": lambda hp: optax.adam(hp.rate), "loss": loss,
+        "data": DATA, "batch_size": 8, "epochs": 2.3, "ema": "decay",
         "predict": lambda params, x, hp: hp.scale * (x @ params["w"]),
     }  # fmt: skip
     return vt.Experiment(**(given | more))
