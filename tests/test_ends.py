@@ -252,9 +252,9 @@ def test_a_model_is_loaded_from_another_folder_and_without_its_data(tmp_path, mo
         vt.replay(home / "s", 0)
 
 
-@pytest.mark.parametrize("name", [5, "x" * 300, "a\nb", ["a"]])
+@pytest.mark.parametrize("name", [5, "x" * 300, ["a"]])
 def test_a_name_that_is_none_is_an_error_of_ours(name):
-    with pytest.raises(InputError, match="`name` must be a text of at most 100 printable characters, but got"):
+    with pytest.raises(InputError, match="`name` must be a text of at most 100 characters, but got"):
         vt.Experiment(space={"rate": 0.1}, task=vt.Task(lambda hp, key: 0.0, lambda s, hp, key: s, dict), name=name)
 
 

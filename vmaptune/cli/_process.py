@@ -22,8 +22,9 @@ def begin() -> None:
     call, on the cores that compile and train; here they go to sleep at once.
     """
     _open_streams()
-    if not sys.flags.safe_path and (here := os.getcwd()) not in sys.path:  # as `python -m vmaptune` has it
-        sys.path.insert(0, here)
+    with suppress(OSError):  # the folder may be gone
+        if not sys.flags.safe_path and (here := os.getcwd()) not in sys.path:  # as `python -m vmaptune` has it
+            sys.path.insert(0, here)
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the logarithm of the cycles spun
     gc.set_threshold(NEW_OBJECTS, 10, 10)
 

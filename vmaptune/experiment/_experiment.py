@@ -133,9 +133,9 @@ class Experiment:
                 "Experiment(): with `task=` leave out `precision`: the task's own functions say in which precision "
                 "they compute"
             )
-        if not isinstance(self.name, str) or len(self.name) > MOST_LETTERS or not self.name.isprintable():
+        if not isinstance(self.name, str) or len(self.name) > MOST_LETTERS:
             raise InputError(
-                f"Experiment(): `name` must be a text of at most {MOST_LETTERS} printable characters, but got "
+                f"Experiment(): `name` must be a text of at most {MOST_LETTERS} characters, but got "
                 f"{self.name!r:.300}; it names the study's directory"
             )
         if not isinstance(self.objective, str):

@@ -5,6 +5,7 @@ Neither is imported here: whoever has such a model has imported its library.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -103,15 +104,16 @@ class BoundHaiku:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         rng = None if self._key is None else jax.random.fold_in(self._key, self._calls)
+        more = (rng,) if "rng" in inspect.signature(self.transformed.apply).parameters else ()  # hk.without_apply_rng
         self._calls += 1
-        stateful = hasattr(self.transformed, "_fields") and type(self.transformed).__name__ == "TransformedWithState"
+        stateful = type(self.transformed).__name__ == "TransformedWithState"
         if self._params is None:
             made = self.transformed.init(rng, *args, **kwargs)
             self._params, self.state = made if stateful else (made, {})
             self.first = (self._params, self.state)
         if not stateful:
-            return self.transformed.apply(self._params, rng, *args, **kwargs)
-        out, state = self.transformed.apply(self._params, self.state, rng, *args, **kwargs)
+            return self.transformed.apply(self._params, *more, *args, **kwargs)
+        out, state = self.transformed.apply(self._params, self.state, *more, *args, **kwargs)
         if self.train_mode:
             self.state = state
         return out

@@ -13,7 +13,7 @@ from vmaptune.engine.functions import LaneFunctions, unpack
 from vmaptune.experiment import Experiment, lane_settings, metrics_on
 
 
-def held_out_values(
+def held_out_metrics(
     experiment: Experiment,
     functions: LaneFunctions,
     static: Mapping[str, Any],

@@ -18,7 +18,7 @@ from vmaptune.store.files import inside
 from vmaptune.store.ledger import TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.weights import save_weights
-from vmaptune.study._held_out import held_out_values
+from vmaptune.study._held_out import held_out_metrics
 from vmaptune.study._training import Training
 
 
@@ -103,7 +103,7 @@ def _on_test_part(training: Training, winner: Scored) -> dict[str, Any]:
     group = groups.of(winner.params)
     traced = groups.lane_values(winner.params)
     started = time.perf_counter()
-    found = held_out_values(experiment, group.functions, dict(group.static), traced, states)
+    found = held_out_metrics(experiment, group.functions, dict(group.static), traced, states)
     counts.compilations += 1
     counts.seconds["compile"] += time.perf_counter() - started
     test = {name: _mean_and_std([each[name] for each in found]) for name in found[0]}

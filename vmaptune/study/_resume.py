@@ -73,7 +73,7 @@ def study_meta(
             "sha256": source.sha256 if source else None,
             "source": source.source if source else None,
             "files": source.files if source else {},
-            "folder": os.getcwd(),
+            "folder": _folder(),
             "rows": row_shapes(experiment.loaded_data()) if experiment.task is None else None,
         },
         "options": asdict(options),
@@ -84,6 +84,14 @@ def study_meta(
         "machine": machine(),
         "created": time.time(),
     }
+
+
+def _folder() -> str | None:
+    """Where this process is, from which relative paths are read; None where that folder is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
 
 
 def code_of(directory: Path, meta: Mapping[str, Any], force: bool, say: Callable[[str], None]) -> LoadedExperiment:
