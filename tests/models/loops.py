@@ -113,19 +113,22 @@ def train(case, experiment, row):
             built, lambda model: call(case.loss, names, model=model, batch=first, key=start), start
         )
         optimizer = optax.sgd(rate, 0.9)
-        state, losses = optimizer.init(params), []
-        for i in range(len(jax.tree.leaves(batches)[0])):
-            batch, key = jax.tree.map(lambda a, i=i: a[i], batches), jax.random.fold_in(root, i + 1)
 
-            def value(params, rest=rest, batch=batch, key=key):
+        def step(carry, taken):
+            (params, rest, state), (batch, i) = carry, taken
+            key = jax.random.fold_in(root, i + 1)
+
+            def value(params):
                 model = bind(params, rest, key, True)
                 return call(case.loss, names, model=model, batch=batch, key=key), rest_of(model)
 
-            (loss, rest), grads = jax.value_and_grad(value, has_aux=True)(params)
+            (loss, after), grads = jax.value_and_grad(value, has_aux=True)(params)
             updates, state = optimizer.update(grads, state)
-            params = optax.apply_updates(params, updates)
-            losses.append(loss)
-        return jnp.stack(losses), said(case, bind(params, rest, None, False), valid)
+            return (optax.apply_updates(params, updates), after, state), loss
+
+        steps = jnp.arange(len(jax.tree.leaves(batches)[0]))
+        (params, rest, _), losses = jax.lax.scan(step, (params, rest, optimizer.init(params)), (batches, steps))
+        return losses, said(case, bind(params, rest, None, False), valid)
 
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches)
     valid = experiment.loaded_data().valid
@@ -143,7 +146,10 @@ def said(case, model, batch):
 
 def measured(case, model, batch):
     """The same of a model that is there, as numbers."""
-    found = jax.jit(lambda batch: said(case, model, batch), compiler_options=IN_A_HURRY)(batch)
+    if isinstance(model, nnx.Module):  # which may change while it is called
+        found = nnx.jit(lambda model, batch: said(case, model, batch))(model, batch)
+    else:
+        found = jax.jit(lambda batch: said(case, model, batch), compiler_options=IN_A_HURRY)(batch)
     return {name: float(value) for name, value in found.items()}
 
 

@@ -54,11 +54,12 @@ def test_a_model_trains_and_is_loaded_as_by_a_plain_loop(name, tmp_path):
 
     def trained(rate, seed):
         hp, root = Hyperparameters({"rate": rate}), jax.random.key(seed)
-        state, found = task.init(hp, jax.random.fold_in(root, 0)), []
-        for i in range(STEPS):
-            state, loss = task.step(state, hp, jax.random.fold_in(root, i + 1), *task.taken(state, hp, jnp.int32(i)))
-            found.append(loss)
-        return pack(model_arrays(state)), jnp.stack(found), task.evaluate(state, hp)
+
+        def step(state, i):
+            return task.step(state, hp, jax.random.fold_in(root, i + 1), *task.taken(state, hp, i))
+
+        state, found = jax.lax.scan(step, task.init(hp, jax.random.fold_in(root, 0)), jnp.arange(STEPS))
+        return pack(model_arrays(state)), found, task.evaluate(state, hp)
 
     compiled = jax.jit(trained, compiler_options=IN_A_HURRY)
     arrays, found, ours = jax.device_get(compiled(np.float32(RATE), np.uint32(row.seed)))

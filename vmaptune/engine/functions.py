@@ -148,6 +148,20 @@ def trial_key(seed: Any) -> jax.Array:
     return jax.random.key(seed, impl="threefry2x32")
 
 
+def first_state(task: Task, static: Mapping[str, Any], traced: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Any, Any]:
+    """A lane's state as shapes, and its `key_kinds`, without its other functions."""
+    kinds: list[Any] = []
+
+    def init(arrays: Any, seed: Any) -> Any:
+        hp = Hyperparameters({name: arrays.get(name, static.get(name)) for name in (*static, *traced)})
+        state = _as_arrays(task.init(hp, jax.random.fold_in(trial_key(seed), 0)))
+        kinds.append(key_kinds(state))  # while keys can still be told from other arrays
+        return state
+
+    state = jax.eval_shape(init, dict(traced), jax.ShapeDtypeStruct((), jnp.uint32))
+    return state, kinds[-1]
+
+
 class LaneFunctions:
     """A task's three functions, traced for one lane of a group.
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmaptune.engine.functions import LaneFunctions, pack, unpack
+from vmaptune.engine.functions import first_state, pack, unpack
 from vmaptune.errors import InputError
 from vmaptune.experiment import Experiment, bind_model, lane_arguments, lane_settings, model_arrays
 from vmaptune.space import Space
@@ -31,9 +31,9 @@ def rebuild(
     space = experiment.space
     assert isinstance(space, Space)
     traced = tuple(name for name in space if name not in static)
-    functions = LaneFunctions(experiment.build(), {n: trial.params[n] for n in static}, lane_arguments(space, traced))
+    shapes = lane_arguments(space, traced)
+    wanted, kinds = first_state(experiment.build(), {n: trial.params[n] for n in static}, shapes)
     is_model = experiment.task is None and not parts
-    wanted, kinds = functions.state, functions.key_kinds
     if is_model:
         wanted = jax.eval_shape(model_arrays, wanted)
         kinds = {"params": jax.tree.map(lambda _: "", wanted["params"]), "rest": kinds["rest"]}
@@ -63,6 +63,6 @@ def rebuild(
     if not is_model:
         return state
     values = space.lane_values(trial.params, traced)
-    arrays = {n: jnp.asarray(v, functions.traced[n].dtype) for n, v in values.items()}
+    arrays = {n: jnp.asarray(v, shapes[n].dtype) for n, v in values.items()}
     hp = lane_settings(experiment, {n: arrays.get(n, v) for n, v in trial.params.items()})
     return bind_model(experiment, hp, state)
