@@ -25,7 +25,7 @@ ORDER = (
     ("Settings and their scales", ("Space", "uniform", "loguniform", "reverseloguniform", "randint", "lograndint",
                                    "choice", "ordinal")),
     ("Studies", ("run", "resume", "retest", "check", "load", "Study", "replay", "panda", "live",
-                 "prepare_devices")),
+                 "batches", "prepare_devices")),
     ("Ask and tell", ("Sampler",)),
     ("Errors", ("VmaptuneError", "InputError", "StudyError")),
 )  # fmt: skip

@@ -240,7 +240,7 @@ PARTS = {
         "return (model(inputs) > 0).sum()", at="loss()"),
     "loss and more": swap(
         "loss\\(\\) must return a scalar array, but it returned a tuple\nreturn the loss alone", LOSS,
-        "return model(inputs).mean(), {}", at="loss()"),
+        "return model(inputs).mean(), 1", at="loss()"),
     "loss that is not returned": swap(
         "loss\\(\\) must return a scalar array, but it returned None", LOSS, "model(inputs).mean()", at="loss()"),
     "class for a model": swap(
@@ -249,6 +249,22 @@ PARTS = {
     "tuple for a model": swap(
         "model\\(\\) must return\nreturned a tuple\nnot its class or a tuple", MODEL, "return Net(hp, rngs), 1",
         at="model()"),
+    "number in a pytree": swap(
+        "model\\(\\) must return\nreturned a dict whose leaf \\['b'\\] is the float 0.5\nmake it one with jnp.asarray",
+        MODEL, 'return {"w": jnp.ones(3), "b": 0.5}', at="model()"),
+    "NumPy array in a pytree": swap(
+        "returned a dict whose leaf \\['b'\\]\\[0\\] is a NumPy array float64\\[2\\]\njnp.asarray",
+        MODEL, 'return {"w": jnp.ones(3), "b": [np.ones(2)]}', at="model()"),
+    "list of floats for a model": swap(
+        "returned a list whose leaf \\[0\\] is the float 0.1\njnp.asarray", MODEL, "return [0.1, 0.2]", at="model()"),
+    "linen's parameters before its first call": Case(
+        "model.params: a linen model's parameters are made by its first call, model\\(x\\)",
+        {MODEL: "return linen.Dense(1)", LOSS: "return sum(p.sum() for p in model.params.values())"},
+        at="return sum(p.sum() for p in model.params.values())"),
+    "linen's apply": Case(
+        "model.apply: the linen model that loss and metrics receive has its variables, so call it, model\\(x\\)",
+        {MODEL: "return linen.Dense(1)", LOSS: "return jnp.mean(model.apply(model.variables, inputs))"},
+        at="return jnp.mean(model.apply(model.variables, inputs))"),
     "optimizer that is not called": swap(
         "optimizer\\(\\) must return an optax optimizer, such as\nreturned the function sgd", OPTIMIZER,
         "return optax.sgd", at="optimizer()"),
@@ -289,6 +305,9 @@ DATA_CASES = {
     "too large an integer": swap(
         "`train\\[1\\]` must fit into 32 bits\nto 10000000000\nnumber them from 0", ARRAYS,
         f"{ARRAYS}; y = np.arange(20) + 10**10 - 19", at=DATA),
+    "bfloat16": swap(
+        "`train\\[0\\]` must hold numbers that NumPy can compute with, but its dtype is bfloat16\n"
+        ".astype\\(np.float32\\)", ARRAYS, f"{ARRAYS}; x = x.astype(jnp.bfloat16)", at=DATA),
     "text": swap(
         "`train\\[1\\]` must hold numbers, but its dtype is <U1\ninto integers first", ARRAYS,
         f"{ARRAYS}; y = np.array(['a'] * 20)", at=DATA),
@@ -319,6 +338,19 @@ REFUSED = {
     "branch": swap(
         f"learning_rate: a continuous setting must stay\njnp.where\n{ORDINAL}", OPTIMIZER,
         f"if hp.learning_rate > 0.1: pass\n    {OPTIMIZER}", at="if hp.learning_rate > 0.1: pass"),
+    "NumPy's function": swap(
+        "learning_rate: a continuous setting must stay\nway out: use jnp.log10 instead of np.log10", OPTIMIZER,
+        "return optax.sgd(10 ** np.log10(hp.learning_rate))"),
+    "math's function": swap(
+        "x: a continuous setting must stay\nway out: use jnp.exp instead of math.exp", OPTIMIZER,
+        "import math; return optax.sgd(hp.learning_rate * math.exp(hp.x))"),
+    "max of two": swap(
+        "learning_rate: a continuous setting must stay\nway out: use jnp.maximum instead of max", OPTIMIZER,
+        "return optax.sgd(max(hp.learning_rate, 1e-3))"),
+    "a person's own error": swap(
+        "learning_rate: a continuous\nthe code then raises ValueError: the rate must be a float", OPTIMIZER,
+        "if not isinstance(hp.learning_rate, float): raise ValueError('the rate must be a float')\n    " + OPTIMIZER,
+        at="raise ValueError('the rate must be a float')"),
     "warm-up and cosine": swap(
         "learning_rate: a continuous\nuse vt.schedules.warmup_cosine\\(.*instead of warmup_cosine_decay_schedule",
         OPTIMIZER, "return optax.sgd(optax.warmup_cosine_decay_schedule(0.0, hp.learning_rate, 1, 4))"),

@@ -282,6 +282,24 @@ def test_closed_over_arrays_become_arguments():
     assert float(hoisted.call(hoisted.consts, jnp.int32(7))) == 7.0
 
 
+def test_what_a_function_returns_whatever_it_is_given_is_an_array():
+    """A flag of an optimizer's state that each step sets alike came as a plain bool, and the program was not built."""
+
+    def step(state, hp, key):
+        return {"w": state["w"] - hp.rate, "first": False, "n": 3, "share": 0.5}
+
+    task = Task(
+        lambda hp, key: {"w": jnp.ones(2), "first": True, "n": 0, "share": 1.0}, step, lambda s, hp: {"loss": 1}
+    )
+    functions = LaneFunctions(task, {}, TRACED)
+    before = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), functions.state)
+    after, _ = functions.step.call((), before, {"rate": jnp.float32(0.1)}, jnp.uint32(0), jnp.int32(0), ())
+    kinds = {name: (value.dtype, value.item()) for name, value in after.items() if name != "w"}
+    assert kinds == {"first": (jnp.bool_, False), "n": (jnp.int32, 3), "share": (jnp.float32, 0.5)}
+    assert functions.evaluate.call((), after, {"rate": jnp.float32(0.1)})["loss"].dtype == jnp.float32
+    Program(functions, TRACED, Plan(devices=1, lanes=2, every=2), compile=False)
+
+
 def test_a_state_that_changes_its_shape_is_an_error():
     task = Task(lambda hp, key: jnp.zeros(2), lambda s, hp, key: jnp.zeros(3), lambda s, hp: {"loss": s.sum()})
     with pytest.raises(InputError, match=r"float32\[2\] became float32\[3\]"):

@@ -59,6 +59,47 @@ def test_convolutions_and_other_dtypes():
     assert whole.dtype == jnp.int32
 
 
+def test_a_cpu_is_asked_for_no_product_of_bfloat16_numbers():
+    """It has no kernel for some: replay and panda ended in XLA's error, or rounded otherwise than run."""
+
+    def both(x, k, w):
+        conv = jax.lax.conv_general_dilated(x, k, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+        return (conv @ w).sum()
+
+    args = jnp.ones((2, 6, 2)), jnp.ones((3, 2, 4)), jnp.ones((4, 3))
+    text = jax.jit(with_bfloat16_products(jax.grad(both, argnums=(0, 1, 2)))).lower(*args).as_text()
+    assert "bf16" not in text
+    assert "reduce_precision" in text
+
+
+class ConvNet(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(1, 8, (3, 3), rngs=rngs)
+        self.last = nnx.Linear(8, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.conv(x)).mean((1, 2)))
+
+
+def test_a_trial_with_convolutions_in_bfloat16_is_replayed(tmp_path):
+    images = rng.normal(size=(64, 12, 12, 1)).astype(np.float32)
+    target = np.tanh(images[:, :3, :3].sum((1, 2)))
+    exp = vt.Experiment(
+        space={"learning_rate": vt.loguniform(1e-2, 1e-1)},
+        model=lambda hp, rngs: ConvNet(rngs),
+        optimizer=lambda hp: optax.adam(hp.learning_rate),
+        loss=lambda model, batch: ((model(batch[0]) - batch[1]) ** 2).mean(),
+        data=vt.Data(train=(images, target), valid=(images[:32], target[:32])),
+        batch_size=16,
+        steps=6,
+        precision="bfloat16",
+    )
+    study = vt.run(exp, out=tmp_path / "s", trials=4, rounds=1, report=False)
+    found = vt.replay(study, 0, exp)
+    assert found.agrees
+    assert found.difference < 1e-5
+
+
 def experiment(precision, **more):
     def mse(model, batch):
         return ((model(batch[0]) - batch[1]) ** 2).mean()

@@ -89,9 +89,9 @@ def test_there_is_one_vmap():
 
 def test_the_public_names_are_these():
     assert sorted(vmaptune.__all__) == [
-        "Data", "Experiment", "InputError", "Sampler", "Space", "Study", "StudyError", "Task", "VmaptuneError", "check",
-        "choice", "live", "load", "lograndint", "loguniform", "nn", "ordinal", "panda", "prepare_devices",
-        "randint", "replay", "resume", "retest", "reverseloguniform", "run", "schedules", "uniform",
+        "Data", "Experiment", "InputError", "Sampler", "Space", "Study", "StudyError", "Task", "VmaptuneError",
+        "batches", "check", "choice", "live", "load", "lograndint", "loguniform", "nn", "ordinal", "panda",
+        "prepare_devices", "randint", "replay", "resume", "retest", "reverseloguniform", "run", "schedules", "uniform",
     ]  # fmt: skip
     for name in vmaptune.__all__:
         assert getattr(vmaptune, name).__doc__, name

@@ -16,7 +16,7 @@ _WHERE = {
     "Data": "experiment", "Experiment": "experiment",
     "Task": "task",
     "run": "study", "check": "study", "load": "study", "replay": "study", "panda": "study", "Study": "study",
-    "resume": "study", "retest": "study",
+    "resume": "study", "retest": "study", "batches": "study",
     "prepare_devices": "engine.devices",
     "live": "view.live",
     "Sampler": "search.sampler",
@@ -34,6 +34,7 @@ __all__ = [
     "StudyError",
     "Task",
     "VmaptuneError",
+    "batches",
     "check",
     "choice",
     "live",
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
         reverseloguniform,
         uniform,
     )
-    from vmaptune.study import Study, check, load, panda, replay, resume, retest, run
+    from vmaptune.study import Study, batches, check, load, panda, replay, resume, retest, run
     from vmaptune.task import Task
     from vmaptune.view.live import live
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,24 @@ from vmaptune.arguments import Signature
 from vmaptune.errors import InputError
 
 State = Any  # any pytree of arrays
+_reads: ContextVar[set[str] | None] = ContextVar("reads", default=None)
+
+
+@contextmanager
+def reads_noted() -> Iterator[set[str]]:
+    """The names of the settings that are read meanwhile by a person's code."""
+    found: set[str] = set()
+    token = _reads.set(found)
+    try:
+        yield found
+    finally:
+        _reads.reset(token)
+
+
+def _note_read(name: str) -> None:
+    found = _reads.get()
+    if found is not None:
+        found.add(name)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -40,7 +60,9 @@ class Hyperparameters(Mapping):
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return self._values[name]
+            value = self._values[name]
+            _note_read(name)
+            return value
         except KeyError:
             raise AttributeError(
                 f"hp.{name}: the space has no setting of this name (it has: {', '.join(self._values)}); "
@@ -51,7 +73,12 @@ class Hyperparameters(Mapping):
         raise AttributeError(f"hp.{name} cannot be set: settings are drawn from the space, never changed")
 
     def __getitem__(self, name: str) -> Any:
+        _note_read(name)
         return self._values[name]
+
+    def unread(self) -> dict[str, Any]:
+        """The settings by name, for whoever is not the person's code: nothing is taken down as read."""
+        return dict(self._values)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -146,3 +173,13 @@ class Task:
         else:
             return ()
         return (jax.tree.map(lambda array: array[0], several),)
+
+
+def check_jit_is_on() -> None:
+    """Raises InputError where JAX is told to compile nothing, since lanes are trained by compiled programs."""
+    if getattr(jax.config, "jax_disable_jit", False):
+        raise InputError(
+            "jax_disable_jit must be off, because lanes are trained by compiled programs, but it is on; turn it off "
+            "(in the environment it is JAX_DISABLE_JIT), and step through a model by calling loss(model, batch) "
+            "yourself, on a batch of vt.batches"
+        )

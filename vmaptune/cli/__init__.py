@@ -52,6 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        print(f"error: the output could not be written: {error.strerror or error}", file=sys.stderr)
+        return FAILED
 
 
 def command() -> None:

@@ -14,7 +14,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument("study", metavar="DIR", help="the study's directory")
     command.add_argument(
         "--to", required=True, metavar="FORMAT",
-        help="csv, json, parquet, optuna, tensorboard, mlflow or wandb-csv",
+        help="csv, json, parquet, optuna, tensorboard, mlflow, wandb-csv or weights",
     )  # fmt: skip
     command.add_argument("--out", metavar="PATH", help="the file or directory to make (default in DIR/export)")
     command.set_defaults(function=_export)

@@ -130,7 +130,7 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vmaptune.store.ledger import FILE_NAME, already_there
+    from vmaptune.store.ledger import FILE_NAME, taken
     from vmaptune.study import run
 
     changes = parse_changes(args.changes)
@@ -144,7 +144,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.out is not None or args.resume:
             raise InputError("--fresh DIR begins another study, so leave out --out and --resume")
         if (Path(args.fresh) / FILE_NAME).exists():
-            raise already_there(Path(args.fresh))
+            raise taken(Path(args.fresh))
     return _trained(
         args,
         lambda view: run(

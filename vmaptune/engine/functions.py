@@ -24,6 +24,7 @@ from vmaptune.rewrite import (
     NOTHING,
     as_written,
     bytes_at_once,
+    evaluated,
     exact_on_cpu,
     fit_for_cpu,
     has_products,
@@ -34,7 +35,7 @@ from vmaptune.rewrite import (
     what_to_turn,
     with_fast_convolutions,
 )
-from vmaptune.task import Hyperparameters, Task
+from vmaptune.task import Hyperparameters, Task, check_jit_is_on
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a person's function, another one in each process
 AHEAD = 8  # steps whose inputs are worked out together
@@ -86,7 +87,7 @@ def hoist(
         rewritten = rewritten or fitted is not same
 
     def call(consts: Any, *values: Any) -> Any:
-        flat = jax.core.eval_jaxpr(fitted, consts, *jax.tree.leaves(values))
+        flat = evaluated(fitted, consts, *jax.tree.leaves(values))
         return jax.tree.unflatten(tree, flat)
 
     def lower() -> Any:
@@ -147,6 +148,20 @@ def trial_key(seed: Any) -> jax.Array:
     return jax.random.key(seed, impl="threefry2x32")
 
 
+def first_state(task: Task, static: Mapping[str, Any], traced: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Any, Any]:
+    """A lane's state as shapes, and its `key_kinds`, without its other functions."""
+    kinds: list[Any] = []
+
+    def init(arrays: Any, seed: Any) -> Any:
+        hp = Hyperparameters({name: arrays.get(name, static.get(name)) for name in (*static, *traced)})
+        state = _as_arrays(task.init(hp, jax.random.fold_in(trial_key(seed), 0)))
+        kinds.append(key_kinds(state))  # while keys can still be told from other arrays
+        return state
+
+    state = jax.eval_shape(init, dict(traced), jax.ShapeDtypeStruct((), jnp.uint32))
+    return state, kinds[-1]
+
+
 class LaneFunctions:
     """A task's three functions, traced for one lane of a group.
 
@@ -163,6 +178,7 @@ class LaneFunctions:
         *,
         plain: bool = False,
     ):
+        check_jit_is_on()
         self.plain, self.failure = plain or is_as_written(), None
         try:
             with as_written(self.plain), rewrites_noted() as noted:
@@ -243,22 +259,24 @@ class LaneFunctions:
         return jax.tree.unflatten(structure, flat)
 
     def _check_state(self) -> None:
-        before, after = self.state, self.step.out[0]
-        trees: list[Any] = [jax.tree.structure(before), jax.tree.structure(after)]
-        same = trees[0] == trees[1]
-        differ = [
-            f"{jax.tree_util.keystr(path)}: {a.dtype}{list(a.shape)} became {b.dtype}{list(b.shape)}"
-            for (path, a), b in zip(
-                jax.tree_util.tree_flatten_with_path(before)[0], jax.tree.leaves(after), strict=same
-            )
-            if (a.shape, a.dtype) != (b.shape, b.dtype)
-        ]
-        if not same or differ:
-            raise InputError(
-                "step() must return a state of the same structure, shapes and dtypes as init()'s, but "
-                + ("; ".join(differ[:4]) if same else f"{jax.tree.structure(before)} became "
-                   f"{jax.tree.structure(after)}")
+        before, after = (_by_path(state) for state in (self.state, self.step.out[0]))
+        differ = [f"{path}: {a} became {after[path]}" for path, a in before.items() if after.get(path, a) != a]
+        differ += [f"{path}: {a} is gone" for path, a in before.items() if path not in after]
+        differ += [f"{path}: {a} is new" for path, a in after.items() if path not in before]
+        trees: list[Any] = [jax.tree.structure(self.state), jax.tree.structure(self.step.out[0])]
+        if not differ and trees[0] != trees[1]:
+            differ = ["what is no array in it is another"]
+        if differ:
+            more = f"; and {len(differ) - 4} more" if len(differ) > 4 else ""
+            way = (
+                "; way out: a model's variable must be there from the start, so make it when the model is made, "
+                "or return what a call is to tell; what is sown goes into nnx.Intermediate or linen's 'intermediates'"
+                if any(each.startswith("['rest']") for each in differ) else ""
             )  # fmt: skip
+            raise InputError(
+                f"step() must return a state of the same structure, shapes and dtypes as init()'s, but "
+                f"{'; '.join(differ[:4])}{more}{way}"
+            )
 
     @cached_property
     def text(self) -> str:
@@ -292,6 +310,12 @@ class LaneFunctions:
     def costs(self) -> Costs:
         """Operations and bytes of one lane, from the lowered functions; nothing is compiled."""
         return self._costs
+
+
+def _by_path(tree: Any) -> dict[str, str]:
+    """The dtype and shape of each array of a tree, by its place."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in flat}
 
 
 def _as_arrays(tree: Any) -> Any:

@@ -52,6 +52,35 @@ class Data:
         return jax.tree.leaves(getattr(self, part))[0].shape[0]
 
 
+def row_shapes(data: Data) -> dict[str, Any] | None:
+    """What one needs to know of data to build a model without them; None where they lie in more than tuples, lists and
+    dicts."""
+
+    def plain(node: Any) -> bool:
+        if type(node) in (tuple, list):
+            return all(map(plain, node))
+        if type(node) is dict:
+            return all(isinstance(key, str) for key in node) and all(map(plain, node.values()))
+        return isinstance(node, np.ndarray)
+
+    if not plain(data.train):
+        return None
+    return {"n": data.size("train"), "row": jax.tree.map(lambda a: [a.dtype.name, *a.shape[1:]], data.train)}
+
+
+def stand_in(rows: dict[str, Any]) -> Data:
+    """Zeros in the place of data, by their `row_shapes`."""
+
+    def part(node: Any) -> Any:
+        if isinstance(node, list) and node and isinstance(node[0], str):
+            return np.zeros((rows["n"], *node[1:]), node[0])
+        if isinstance(node, dict):
+            return {key: part(value) for key, value in node.items()}
+        return type(node)(map(part, node))
+
+    return Data(train=part(rows["row"]), valid=part(rows["row"]))
+
+
 def _checked(part: str, value: Any) -> Any:
     paths, tree = jax.tree_util.tree_flatten_with_path(value)
     if not paths:
@@ -60,6 +89,12 @@ def _checked(part: str, value: Any) -> Any:
     for path, leaf in paths:
         name = part + jax.tree_util.keystr(path)
         array = np.asarray(leaf)
+        if array.dtype.name == "bfloat16":
+            raise InputError(
+                f"Data(): `{name}` must hold numbers that NumPy can compute with, but its dtype is {array.dtype}; give "
+                f'it as float32 (.astype(np.float32)), and precision="bfloat16" to the Experiment where products are '
+                f"to be rounded"
+            )
         if array.dtype == object or array.dtype.kind in "USMmV":
             raise InputError(
                 f"Data(): `{name}` must hold numbers, but its dtype is {array.dtype}; "

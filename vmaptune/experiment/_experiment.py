@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from vmaptune.errors import InputError
 from vmaptune.experiment._data import Data
-from vmaptune.experiment._measures import BLOCK, SIGNATURES, in_precision, kind_for, loss_of, measured, metrics_on
-from vmaptune.experiment._order import batches
-from vmaptune.experiment._places import at, described, kind, place_in
-from vmaptune.experiment._structure import limits_of, structured, with_structure
-from vmaptune.nn import Size, padded_batch, size
-from vmaptune.rewrite import Choice, with_fast_convolutions
+from vmaptune.experiment._measures import (
+    MOST_LETTERS,
+    SIGNATURES,
+)
+from vmaptune.experiment._places import at, at_line, described, inside, kind, place_in
+from vmaptune.experiment._structure import limits_of, with_structure
+from vmaptune.nn import Size, size
+from vmaptune.rewrite import Choice
 from vmaptune.space import Space, check_held
-from vmaptune.task import Hyperparameters, Task
+from vmaptune.task import Task
 
 DEFAULT_STEPS = 1000
 DEFAULT_BATCH_SIZE = 128
@@ -42,19 +44,26 @@ class Experiment:
       model: `(hp, rngs) -> module`: a Flax nnx module, a linen one, or a pytree of arrays. It may take a `key` too.
       optimizer: `(hp, steps) -> optax.GradientTransformation`. A schedule-free one of optax.contrib trains at y, and
         the model at x is what is measured and saved.
-      loss: `(model, batch[, hp[, key]]) -> scalar`. nnx models are in training mode; the key is the trial's
-        own for this step. It may take `step` too, the number of the step, from 0, and `steps`, how many there are.
+      loss: `(model, batch[, hp[, key]]) -> scalar`, or a scalar and a dict of more scalars, which are metrics too:
+        those of the last training batch before a measurement, each with `train_` before its name. nnx models are in
+        training mode; the key is the trial's own for this step. It may take `step` too, the number of the step, from
+        0, and `steps`, how many there are.
       metrics: `(model, batch[, hp]) -> dict` of scalars of a whole part of the data, or with `combine` of sums over
         some of its examples; nnx models are in evaluation mode. It may take `steps`, and a `key`, the same for all
         trials. Without it the loss itself is measured, as `loss`.
       combine: `(sums[, hp]) -> dict` of metrics, from what `metrics` returns of up to 1,024 examples at a time, added
         up over all of them: for metrics that are no means, such as an F1 score, of a part too large to measure at once.
       data: `() -> vt.Data`, or a `vt.Data`.
-      predict: `(model, x) -> array`, what an ensemble averages: what `metrics` gets by calling the model. Without
+      predict: `(model, x[, hp]) -> array`, what an ensemble averages: what `metrics` gets by calling the model. Without
         it the model is called on `x`, the first array of a batch.
       task: instead of model, optimizer, loss, metrics and data: a `vt.Task`.
       objective: the metric that ranks trials. direction: "minimize" or "maximize".
       batch_size, steps: a fixed number, or the name of a setting in the space.
+      epochs: in the place of `steps`, how many times a trial goes through the training data: a number, which may be a
+        fraction, or the name of a setting. A trial's steps are as many batches, rounded up.
+      ema: how slowly an average of the weights follows them, from 0 to below 1, or the name of a setting that says so:
+        that average is then what is measured and saved. It agrees with `optax.ema(decay, debias=True)` of the weights
+        after each step. Running averages of a normalisation are those of the training steps.
       order: "own", each trial draws its batches in an order of its own; "shared", all trials in one order, which
         trains faster on small models because the lanes of a tile read the same batch.
       precision: "float32", or "bfloat16": the operands of matrix products and convolutions, in the model and in its
@@ -79,6 +88,8 @@ class Experiment:
     direction: str = "minimize"
     batch_size: int | str | None = None
     steps: int | str | None = None
+    epochs: float | str | None = None
+    ema: float | str | None = None
     order: str = "own"
     precision: str = "float32"
     trials: int | None = None
@@ -122,10 +133,16 @@ class Experiment:
                 "Experiment(): with `task=` leave out `precision`: the task's own functions say in which precision "
                 "they compute"
             )
+        if not isinstance(self.name, str) or len(self.name) > MOST_LETTERS:
+            raise InputError(
+                f"Experiment(): `name` must be a text of at most {MOST_LETTERS} characters, but got "
+                f"{self.name!r:.300}; it names the study's directory"
+            )
         if not isinstance(self.objective, str):
             raise InputError(f"Experiment(): `objective` must be the name of a metric, but got {self.objective!r}")
         for part in ("batch_size", "steps") if self.task is None else ("steps",):
             _check_count(part, self._named(part), space)
+        self._check_epochs_and_average(space)
         if self.order == "shared" and isinstance(self._named("batch_size"), str):
             raise InputError(
                 f'Experiment(): order="shared" needs one batch size for all trials, but the setting '
@@ -135,6 +152,20 @@ class Experiment:
             value = getattr(self, part)
             if value is not None and (not _is_int(value) or value < 1):
                 raise InputError(f"Experiment(): `{part}` must be a whole number of at least 1, but got {value!r}")
+
+    def _check_epochs_and_average(self, space: Space) -> None:
+        for part in ("epochs", "ema"):
+            if getattr(self, part) is not None and self.task is not None:
+                raise InputError(
+                    f"Experiment(): with `task=` leave out `{part}`: the task's own functions say what it does"
+                )
+        if self.epochs is not None and self.steps is not None:
+            raise InputError(
+                f"Experiment(): `steps` and `epochs` both say how long a trial trains, but both are given "
+                f"({self.steps!r} and {self.epochs!r}); leave one out"
+            )
+        _check_number("epochs", self.epochs, space, lambda v: 0 < v < math.inf, "above 0", finite=True)
+        _check_number("ema", self.ema, space, lambda v: 0 <= v < 1, "from 0 to below 1", finite=False)
 
     def _check_functions(self, space: Space) -> None:
         for part, signature in SIGNATURES.items():
@@ -160,14 +191,19 @@ class Experiment:
         if space is not None:
             changes["space"] = space
         if steps is not None:
-            changes["steps"] = steps
+            changes |= {"steps": steps, "epochs": None}
         return replace(self, **changes)
 
     def loaded_data(self) -> Data:
         """The data, loaded once."""
         if "data" not in self._cache:
-            self._cache["data"] = _load_data(self.data)
+            with inside(self._cache.get("folder")):
+                self._cache["data"] = _load_data(self.data, self._cache.get("folder"))
         return self._cache["data"]
+
+    def found_in(self, folder: str | None) -> None:
+        """Keeps the folder from which the relative paths of its data are read; None is the current one."""
+        self._cache["folder"] = folder
 
     @property
     def convolutions(self) -> Choice:
@@ -185,7 +221,16 @@ class Experiment:
 
     def total_steps(self, hp: Mapping[str, Any]) -> int:
         """The number of training steps of a trial with these settings."""
-        return self._count("steps", hp, DEFAULT_STEPS)
+        if self.epochs is None:
+            return self._count("steps", hp, DEFAULT_STEPS)
+        epochs = hp[self.epochs] if isinstance(self.epochs, str) else self.epochs
+        if isinstance(epochs, jax.core.Tracer):
+            raise TypeError("epochs must be a concrete number")  # the tracing finds out that it is static
+        return max(1, math.ceil(epochs * self.loaded_data().size("train") / self.lane_batch_size(hp)))
+
+    def decay(self, hp: Mapping[str, Any]) -> Any:
+        """How slowly the average of a trial's weights follows them; None where there is none."""
+        return hp[self.ema] if isinstance(self.ema, str) else self.ema
 
     def lane_batch_size(self, hp: Mapping[str, Any]) -> int:
         """The number of examples in one training batch of a trial with these settings."""
@@ -206,7 +251,7 @@ class Experiment:
             return int(max(self.space[value].values() or (default,)))
         return default if value is None else int(value)
 
-    def _check_sizes(self) -> None:
+    def check_sizes(self) -> None:
         """Every batch size against the data, before any of them is traced."""
         n = self.loaded_data().size("train")
         batch = self._largest("batch_size", min(DEFAULT_BATCH_SIZE, n))
@@ -216,6 +261,9 @@ class Experiment:
                 f"take a smaller batch or more data"
             )
         steps = self._largest("steps", DEFAULT_STEPS)
+        if self.epochs is not None:
+            epochs = max(self.space[self.epochs].values() or ()) if isinstance(self.epochs, str) else self.epochs
+            steps = math.ceil(epochs * n / batch)
         if steps * batch >= MOST_EXAMPLES:
             raise InputError(
                 f"steps times batch_size must be below {MOST_EXAMPLES}, the examples that can be counted, but "
@@ -237,8 +285,10 @@ class Experiment:
 
     def build(self) -> Task:
         """The experiment as three functions of one lane."""
+        from vmaptune.experiment._built import built
+
         assert isinstance(self.space, Space)
-        return with_structure(self.task if self.task is not None else _build(self), limits_of(self.space))
+        return with_structure(self.task if self.task is not None else built(self), limits_of(self.space))
 
 
 def check_lanes_hold(space: Space) -> None:
@@ -275,7 +325,33 @@ def _check_count(part: str, value: Any, space: Space) -> None:
         raise InputError(f"Experiment(): `{part}` must be a whole number of at least 1{most}, but got {value!r}")
 
 
-def _load_data(source: Any) -> Data:
+def _check_number(part: str, value: Any, space: Space, holds: Any, rule: str, *, finite: bool) -> None:
+    """A number of which `holds` is true, or the name of a setting of such ones, of finitely many if `finite`."""
+    if value is None:
+        return
+    if isinstance(value, str):
+        if value not in space:
+            raise InputError(
+                f"Experiment(): `{part}` must be a number or the name of a setting, but the space has no setting "
+                f"{value!r} (it has: {', '.join(space)})"
+            )
+        d = space[value]
+        values: Any = d.values() if finite or d.low is None else (d.low, d.high)
+        if values is None or not all(_is_number(v) and holds(v) for v in values):
+            way = "vt.ordinal([...]) or vt.randint(...)" if finite else "vt.reverseloguniform(0.9, 0.9999)"
+            raise InputError(
+                f"Experiment(): the setting {value!r} that gives `{part}` must have "
+                f"{'a finite set of ' if finite else ''}values {rule}, but it is {d!r}; use {way}"
+            )
+    elif not _is_number(value) or not holds(value):
+        raise InputError(f"Experiment(): `{part}` must be a number {rule}, but got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _load_data(source: Any, folder: str | None) -> Data:
     if not callable(source):
         data = source
     else:
@@ -283,104 +359,10 @@ def _load_data(source: Any) -> Data:
             data = source()
         except Exception as error:
             what = str(error) if isinstance(error, InputError) else f"data() failed: {described(error)}"
-            raise InputError(f"{what}\n  at {place_in(error, None)}") from error
+            if isinstance(error, OSError) and folder is not None:
+                there = "" if Path(folder).is_dir() else ", which is not there"
+                what += f"\n  the study ran in {folder}{there}; relative paths are read from there"
+            raise InputError(f"{what}{at_line(place_in(error, None))}") from error
     if not isinstance(data, Data):
         raise InputError(f"data() must return vt.Data(train=..., valid=...), but it returned {kind(data)}{at(source)}")
     return data
-
-
-def _on_device(array: np.ndarray) -> jax.Array:
-    """A copy; `jnp.asarray` would compile a program for it, and `device_put` alone may share the memory."""
-    return jax.device_put(np.array(array))
-
-
-def _build(experiment: Experiment) -> Task:
-    data = experiment.loaded_data()
-    experiment._check_sizes()
-    train, valid = (jax.tree.map(_on_device, part) for part in (data.train, data.valid))
-    n_train, n_valid = data.size("train"), data.size("valid")
-    shared = experiment.order == "shared"
-
-    def optimizer_of(hp: Hyperparameters) -> optax.GradientTransformationExtraArgs:
-        assert experiment.optimizer is not None
-        given = {"hp": hp, "steps": experiment.total_steps(hp)}
-        optimizer = SIGNATURES["optimizer"].call(experiment.optimizer, given)
-        if not isinstance(optimizer, optax.GradientTransformation):
-            raise InputError(
-                f"optimizer() must return an optax optimizer, such as optax.adam(hp.learning_rate), "
-                f"but it returned {kind(optimizer)}{at(experiment.optimizer)}"
-            )
-        return optax.with_extra_args_support(optimizer)
-
-    def init(hp: Hyperparameters, key: jax.Array) -> Any:
-        batch_size = experiment.lane_batch(hp)
-        first = jax.tree.map(lambda a: a[: batch_size.most], train)
-
-        def use(model: Any) -> jax.Array:
-            return loss_on(batch_size, model, first, hp, key, jnp.int32(0))
-
-        def ask(training: Any, evaluating: Any) -> Any:
-            return use(training), measured(experiment, evaluating, jax.tree.map(lambda a: a[:BLOCK], valid), hp)
-
-        params, rest = kind_for(experiment, hp).init(hp, key, use, ask)
-        return {
-            "params": params,
-            "rest": rest,
-            "opt": optimizer_of(hp).init(params),
-            **({} if shared else {"order": jax.random.key_data(jax.random.fold_in(key, 1))}),
-        }
-
-    def loss_on(size: Size, model: Any, batch: Any, hp: Hyperparameters, key: jax.Array, step: Any) -> jax.Array:
-        if not size.is_traced:
-            return loss_of(experiment, model, batch, hp, key, step)
-        with padded_batch(size) as padded:
-            loss = loss_of(experiment, model, batch, hp, key, step)
-        if not padded.averaged:  # found out by the tracing: then the batch size is static
-            raise TypeError("a traced batch size needs a loss that takes its mean with vt.nn.batch_mean")
-        return loss
-
-    assert experiment.loss is not None
-    counted = SIGNATURES["loss"].asks_for(experiment.loss, "step")
-
-    def with_numbers(rows: jax.Array, step: jax.Array, count: int) -> Any:
-        return (rows, step + jnp.arange(count, dtype=jnp.int32)) if counted else rows
-
-    def own_rows(state: Any, hp: Hyperparameters, step: jax.Array, count: int) -> Any:
-        size = experiment.lane_batch(hp)
-        most = size.most if size.is_traced else None
-        return with_numbers(batches(state["order"], step, count, size.value, n_train, most), step, count)
-
-    def shared_rows(step: jax.Array, count: int) -> Any:
-        key = jax.random.key_data(jax.random.key(SHARED_ORDER))
-        return with_numbers(batches(key, step, count, experiment.lane_batch_size({}), n_train), step, count)
-
-    def step(state: Any, hp: Hyperparameters, key: jax.Array, taken: Any) -> tuple[Any, jax.Array]:
-        kind, optimizer = kind_for(experiment, hp), optimizer_of(hp)
-        rows, number = taken if counted else (taken, None)
-        batch = jax.tree.map(lambda a: a[rows], train)
-
-        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            model = kind.bind(hp, params, state["rest"], key, train=True)
-            loss = loss_on(experiment.lane_batch(hp), model, batch, hp, key, number)
-            return loss, kind.collect(model, state["rest"])
-
-        loss_fn = with_fast_convolutions(loss_fn, experiment.convolutions)
-        (loss, rest), grads = in_precision(experiment, jax.value_and_grad(loss_fn, has_aux=True))(state["params"])
-        updates, opt = optimizer.update(
-            grads, state["opt"], state["params"],
-            value=loss, grad=grads, value_fn=lambda params: in_precision(experiment, loss_fn)(params)[0],
-        )  # fmt: skip
-        params = optax.apply_updates(state["params"], updates)
-        return {**state, "params": params, "rest": rest, "opt": opt}, loss
-
-    def evaluate(state: Any, hp: Hyperparameters) -> dict[str, jax.Array]:
-        return metrics_on(experiment, state, hp, valid, n_valid)
-
-    rows_of: dict[str, Any] = {"shared": shared_rows} if shared else {"inputs": own_rows}
-    return Task(init=init, step=step, evaluate=evaluate, has_loss=True, **rows_of)
-
-
-def lane_settings(experiment: Experiment, values: Mapping[str, Any]) -> Hyperparameters:
-    """Static and traced settings of one lane as the experiment's functions receive them."""
-    assert isinstance(experiment.space, Space)
-    return structured(Hyperparameters({n: values[n] for n in experiment.space}), limits_of(experiment.space))

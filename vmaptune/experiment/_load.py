@@ -7,12 +7,14 @@ import hashlib
 import importlib.util
 import sys
 import types
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmaptune.errors import InputError
 from vmaptune.experiment._experiment import Experiment
-from vmaptune.experiment._places import described, place_in
+from vmaptune.experiment._places import at_line, described, inside, is_own, place_in
 
 CONSTRUCTORS = {
     "uniform", "loguniform", "reverseloguniform", "randint", "lograndint", "choice", "ordinal",
@@ -29,10 +31,27 @@ class LoadedExperiment:
     sha256: str
     name: str
     spec: str = ""  # the path, with `:NAME` where one was named
+    files: dict[str, str] = field(default_factory=dict)  # of the person's own that it imports: path -> sha256
 
 
-def load_experiment(spec: str | Path) -> LoadedExperiment:
+_importing: ContextVar[Path | None] = ContextVar("importing", default=None)
+
+
+def not_while_importing(what: str) -> None:
+    """Raises InputError where a person's file trains while it is imported: it would do so each time it is looked at."""
+    path = _importing.get()
+    if path is not None:
+        raise InputError(
+            f"{path.name} is imported to find its experiment, so it must not call {what} then; put the call under "
+            f'`if __name__ == "__main__":`, which holds for `python {path.name}` alone'
+        )
+
+
+def load_experiment(spec: str | Path, folder: str | None = None) -> LoadedExperiment:
     """Loads `exp.py`, or `exp.py:NAME` where the file holds several experiments.
+
+    Args:
+      folder: where its study ran, from which its relative paths are read; by default the current one.
 
     Raises:
       InputError: no such file, an error while it is imported, no experiment in it, or two.
@@ -57,12 +76,51 @@ def load_experiment(spec: str | Path) -> LoadedExperiment:
         raise InputError(f"{path} cannot be read as a Python file: {error}") from error
     _check_names(tree, path)
     _check_assigned_once(tree, path, wanted or "experiment")
-    module = _import(path.resolve(), code)
+    whole = path.resolve()
+    with inside(folder):
+        module = _import(whole, code)
     experiment = _choose(vars(module), path, wanted)
     digest = hashlib.sha256(content).hexdigest()
     name = experiment.name or path.stem + (f"-{wanted}" if wanted else "")
     place = str(path.resolve())
-    return LoadedExperiment(experiment, place, source, digest, name, f"{place}:{wanted}" if wanted else place)
+    files = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in _own_files(whole, tree)}
+    experiment.found_in(folder)
+    return LoadedExperiment(experiment, place, source, digest, name, f"{place}:{wanted}" if wanted else place, files)
+
+
+def _own_files(path: Path, tree: ast.Module) -> list[Path]:
+    """The person's own files that a file imports, and those that these import."""
+    found: dict[Path, None] = {}
+    waiting = [(tree, "")]
+    while waiting:
+        tree, package = waiting.pop()
+        for name in _imported(tree, package):
+            module = sys.modules.get(name)
+            file = Path(getattr(module, "__file__", None) or "")
+            if file.suffix != ".py" or not is_own(str(file)) or file.resolve() in (path, *found) or not file.is_file():
+                continue
+            found[file.resolve()] = None
+            try:
+                tree = ast.parse(file.read_bytes())
+            except (SyntaxError, ValueError):  # it was another one when it was imported
+                continue
+            waiting.append((tree, getattr(module, "__package__", None) or ""))
+    return sorted(found)
+
+
+def _imported(tree: ast.Module, package: str) -> Iterator[str]:
+    """The modules that a text imports by name, and the packages that they lie in."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            base = ".".join(filter(None, (base, node.module)))
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[: i + 1]) for i in range(len(parts)))
 
 
 def _import(path: Path, code: types.CodeType) -> types.ModuleType:
@@ -73,17 +131,27 @@ def _import(path: Path, code: types.CodeType) -> types.ModuleType:
     sys.modules[name] = module
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
+    token = _importing.set(path)
     try:
         exec(code, vars(module))
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         place = place_in(error, str(path))
         if isinstance(error, InputError):
-            raise InputError(f"{error}\n  at {place}") from error
+            raise InputError(f"{error}{at_line(place)}") from error
         hint = ""
-        if isinstance(error, ModuleNotFoundError):
+        if isinstance(error, SystemExit):
+            hint = (
+                "\n  way out: the file is imported, so it must not end the process or read the command line (argparse, "
+                'sys.argv) then: put that under `if __name__ == "__main__":`, and give settings by --set'
+            )
+        elif isinstance(error, ImportError) and "relative import" in str(error):
+            hint = f"\n  way out: {path.parent} is where modules are looked for, so import from there, without a dot"
+        elif isinstance(error, ModuleNotFoundError):
             hint = f"\n  way out: install {error.name!r} in this environment, or correct the import"
-        raise InputError(f"the experiment does not import: {described(error)}\n  at {place}{hint}") from error
+        raise InputError(f"the experiment does not import: {described(error)}{at_line(place)}{hint}") from error
+    finally:
+        _importing.reset(token)
     return module
 
 
@@ -111,7 +179,7 @@ def _choose(names: dict, path: Path, wanted: str) -> Experiment:
         listed = ", ".join(name for name, _ in found.values())
         raise InputError(
             f"{path} must define one experiment, but it defines {len(found)}: {listed}; "
-            f"name the one to run: {path}:{next(iter(found.values()))[0]}"
+            f"name the one to run: {' or '.join(f'{path}:{name}' for name, _ in found.values())}"
         )
     return next(iter(found.values()))[1]
 

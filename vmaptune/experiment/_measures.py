@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from optax.contrib import ScheduleFreeState
 
 from vmaptune.arguments import Signature
 from vmaptune.errors import InputError
-from vmaptune.experiment._models import ModelKind, model_kind
+from vmaptune.experiment._kinds import ModelKind, model_kind
+from vmaptune.experiment._optimizers import SIGNATURE as OPTIMIZER
+from vmaptune.experiment._optimizers import of_average, weights_to_measure
 from vmaptune.experiment._places import at, kind
 from vmaptune.experiment._structure import limits_of, structured
 from vmaptune.rewrite import bytes_at_once, with_bfloat16_products
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from vmaptune.experiment._experiment import Experiment
 
 BLOCK = 1024  # examples of one forward pass, where not all go in at once
+MOST_LETTERS = 100  # of a metric's name, or an experiment's
 WHOLE_BYTES = 2**29  # of one model, that measuring a whole part at once may take
 SIGNATURES = {
     "model": Signature("model", ("hp", "rngs"), ("key",)),
-    "optimizer": Signature("optimizer", ("hp", "steps")),
+    "optimizer": OPTIMIZER,
     "loss": Signature("loss", ("model", "batch", "hp", "key"), ("step", "steps")),
     "metrics": Signature("metrics", ("model", "batch", "hp"), ("key", "steps")),
     "combine": Signature("combine", ("sums", "hp")),
-    "predict": Signature("predict", ("model", "x")),
+    "predict": Signature("predict", ("model", "x", "hp")),
 }
 
 
@@ -44,24 +45,9 @@ def kind_for(experiment: Experiment, hp: Hyperparameters) -> ModelKind:
 
 
 def evaluation_params(state: Mapping[str, Any]) -> Any:
-    """The parameters by which a lane's model is measured and kept: those that its step trains, but for a schedule-free
-    optimizer, which trains at y, the average x of what it came by.
-
-    Source: Defazio et al., "The Road Less Scheduled" (2024); agrees with `optax.contrib.schedule_free_eval_params`,
-    wherever in the optimizer's state there is such a part.
-    """
-
-    def found(node: Any) -> bool:
-        return isinstance(node, ScheduleFreeState)
-
-    params = state["params"]
-    for part in jax.tree.leaves(state["opt"], is_leaf=found):
-        if found(part):
-            params = jax.tree.map(
-                lambda z, y, b1=part.b1: y if isinstance(z, optax.MaskedNode) else ((y - (1 - b1) * z) / b1),
-                part.z, params, is_leaf=lambda node: isinstance(node, optax.MaskedNode),
-            )  # fmt: skip
-    return params
+    """The parameters by which a lane's model is measured and kept."""
+    params = weights_to_measure(state["params"], state["opt"])
+    return of_average(state["ema"], params) if "ema" in state else params
 
 
 def model_arrays(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,17 +65,26 @@ def in_precision(experiment: Experiment, function: Any) -> Any:
     return with_bfloat16_products(function) if experiment.precision == "bfloat16" else function
 
 
-def loss_of(
+def loss_and_more(
     experiment: Experiment, model: Any, batch: Any, hp: Hyperparameters, key: jax.Array, step: Any = None
-) -> jax.Array:
-    """What the person's `loss` returns, or an error that says what it should have been."""
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What the person's `loss` returns, with its scalars by name, or an error that says what it should have been."""
     function = experiment.loss
     assert function is not None
     given = {"model": model, "batch": batch, "hp": hp, "key": key, "step": step}
     value = SIGNATURES["loss"].call(function, given | _steps(experiment, "loss", hp))
+    more: Any = {}
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Mapping):
+        value, more = value
+        more = checked_scalars(more, at(function), "loss")
+        if "loss" in more:
+            raise InputError(
+                f"loss(): the loss itself is called 'loss', so name the other scalar otherwise{at(function)}"
+            )
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, float, int)):
         raise InputError(
-            f"loss() must return a scalar array, but it returned {kind(value)}; return the loss alone{at(function)}"
+            f"loss() must return a scalar array, but it returned {kind(value)}; return the loss alone, or with a dict "
+            f"of scalars{at(function)}"
         )
     loss = jnp.asarray(value)
     if loss.shape != ():
@@ -101,7 +96,7 @@ def loss_of(
             "compute it from the model's outputs in floating point: an integer has no gradient"
         )  # fmt: skip
         raise InputError(f"loss() must return a real float, but its dtype is {loss.dtype}; {way}{at(function)}")
-    return loss
+    return loss, more
 
 
 def measured(experiment: Experiment, model: Any, batch: Any, hp: Hyperparameters) -> dict[str, jax.Array]:
@@ -109,7 +104,8 @@ def measured(experiment: Experiment, model: Any, batch: Any, hp: Hyperparameters
     key = jax.random.key(0)  # the same for all models: what differs between them is none of its noise
     function = experiment.metrics
     if function is None:
-        return {"loss": loss_of(experiment, model, batch, hp, key)}
+        loss, more = loss_and_more(experiment, model, batch, hp, key)
+        return {"loss": loss, **more}
     given = {"model": model, "batch": batch, "hp": hp, "key": key} | _steps(experiment, "metrics", hp)
     found = SIGNATURES["metrics"].call(function, given)
     if experiment.combine is None:
@@ -201,7 +197,7 @@ def check_blocks(experiment: Experiment, task: Task, values: Mapping[str, Any]) 
 
     def both(key: jax.Array, noise: float) -> Any:
         state = task.init(hp, key)
-        leaves, tree = jax.tree.flatten(state["params"])
+        leaves, tree = jax.tree.flatten(evaluation_params(state))
         leaves = [
             p + noise * jax.random.normal(jax.random.fold_in(key, i), p.shape, p.dtype)
             if jnp.issubdtype(p.dtype, jnp.floating) else p
@@ -243,8 +239,18 @@ def checked_metrics(metrics: Any, objective: str, at: str = "", what: str = "met
             f"{', '.join(map(repr, metrics)) or 'none'}; return it from {what}(), or name one of these as "
             f"objective={at}"
         )
+    return checked_scalars(metrics, at, what)
+
+
+def checked_scalars(metrics: Mapping[Any, Any], at: str, what: str) -> dict[str, jax.Array]:
+    """Real scalars by name, or an error that says what they should have been."""
     checked = {}
     for name, value in metrics.items():
+        if not isinstance(name, str) or not 0 < len(name) <= MOST_LETTERS or not name.isprintable():
+            raise InputError(
+                f"{what}(): each metric's name must be a text of 1 to {MOST_LETTERS} printable characters, since "
+                f"tables, pages and files name it, but got {name!r:.300}; rename it{at}"
+            )
         array = jnp.asarray(value)
         if array.shape != () or jnp.issubdtype(array.dtype, jnp.complexfloating):
             raise InputError(

@@ -1,4 +1,5 @@
-"""How a person's model becomes arrays and back: Flax nnx, Flax linen, or a plain pytree of parameters.
+"""How a person's model becomes arrays and back: Flax nnx, Flax linen, or a plain pytree of parameters; `_others.py` has
+what needs other libraries.
 
 Each kind answers the same three questions for one lane: what are its first arrays (`init`), what object do
 `loss` and `metrics` receive (`bind`), and what changed in it besides the parameters (`collect`).
@@ -6,17 +7,17 @@ Each kind answers the same three questions for one lane: what are its first arra
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import linen, nnx
+from flax.core.scope import union_filters
 from jax.extend import core
 
-from vmaptune.arguments import Signature
 from vmaptune.errors import InputError
-from vmaptune.experiment._places import at, kind
 from vmaptune.task import Hyperparameters
 
 Build = Callable[[Hyperparameters, Any], Any]  # (hp, a key or a seed) -> what the person's model() returns
@@ -32,7 +33,7 @@ class Drawn(NamedTuple):
     rest: Any
 
 
-class _Module:
+class Rebuilt:
     """A module: rebuilt in every traced function, with its arrays put back."""
 
     def __init__(self, build: Build):
@@ -52,7 +53,8 @@ class _Module:
             drawn = Drawn(key, rest)
             return ask(*(self.bind(hp, params, drawn, key, train) for train in (True, False)))
 
-        return params, Drawn(key, rest) if _hangs_on_inputs(jax.make_jaxpr(results)(key).jaxpr) else rest
+        jaxpr = jax.make_jaxpr(results)(key).jaxpr
+        return params, Drawn(key, rest) if any(hang_on(jaxpr, jaxpr.invars)) else rest
 
     def bind(self, hp: Hyperparameters, params: Any, rest: Any, key: jax.Array | None, train: bool) -> Any:
         """The model as `loss` and `metrics` receive it."""
@@ -75,7 +77,7 @@ class _Module:
         raise NotImplementedError
 
 
-class NnxModel(_Module):
+class NnxModel(Rebuilt):
     """A `flax.nnx` module.
 
     The module is rebuilt from `hp` inside every traced step and its arrays are put back: a traced setting
@@ -107,8 +109,9 @@ class NnxModel(_Module):
 
 def _other_variables(module: Any) -> Any:
     """The variables that are no parameters. Plain arrays are none: whether Flax calls them state hangs on its version
-    and on tracing."""
-    return nnx.state(module, nnx.All(nnx.Variable, nnx.Not(nnx.Param)))
+    and on tracing. What a call sows into `nnx.Intermediate` is one of its results.
+    """
+    return nnx.state(module, nnx.All(nnx.Variable, nnx.Not(nnx.Param), nnx.Not(nnx.Intermediate)))
 
 
 def _plain_arrays(node: Any, path: str = "") -> dict[str, Any]:
@@ -127,21 +130,22 @@ def _plain_arrays(node: Any, path: str = "") -> dict[str, Any]:
     return {place: array for name, part in parts.items() for place, array in _plain_arrays(part, name).items()}
 
 
-def _hangs_on_inputs(jaxpr: Any) -> bool:
-    """Whether any result is computed from what the jaxpr is given; it may say so of one that isn't, never the
-    other way round."""
-    from_inputs = set(jaxpr.invars)
+def hang_on(jaxpr: Any, inputs: Any) -> list[bool]:
+    """Of each result whether it is computed from some of these inputs; it may say so of one that isn't, never the other
+    way round."""
+    from_inputs = set(inputs)
     for eqn in jaxpr.eqns:
         if any(isinstance(v, core.Var) and v in from_inputs for v in eqn.invars):
             from_inputs.update(eqn.outvars)
-    return any(isinstance(v, core.Var) and v in from_inputs for v in jaxpr.outvars)
+    return [isinstance(v, core.Var) and v in from_inputs for v in jaxpr.outvars]
 
 
 class BoundLinen:
     """What `loss` and `metrics` receive for a linen module: call it as the module itself.
 
-    `model(x, train=True)` runs `module.apply` with the lane's variables; `method=` picks another method.
-    Collections other than `params` (batch statistics, say) are carried on from training calls.
+    `model(x, train=True)` runs `module.apply` with the lane's variables; `method=` picks another method, as does
+    `model.encode(x)`, and `mutable=` returns collections as `apply` does. Collections other than `params` (batch
+    statistics, say) are carried on from training calls.
     """
 
     def __init__(self, module: linen.Module, variables: Any, key: jax.Array | None, train: bool):
@@ -149,7 +153,7 @@ class BoundLinen:
         self.first: Any = None  # the variables as the first call initialises them
         self._key, self._calls = key, 0
 
-    def __call__(self, *args: Any, method: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, method: Any = None, mutable: Any = (), **kwargs: Any) -> Any:
         rngs: Any = None
         if self._key is not None:
             call_key = jax.random.fold_in(self._key, self._calls)
@@ -158,20 +162,42 @@ class BoundLinen:
         if self.variables is None:
             out, self.variables = self.module.init_with_output(rngs, *args, method=method, **kwargs)
             self.first = self.variables
-            return out
-        collections = [name for name in self.variables if name != "params"]
-        if not (self.train_mode and collections):
+            if not mutable:
+                return out
+        carried = [name for name in self.variables if name != "params"] if self.train_mode else []
+        if not carried and not mutable:
             return self.module.apply(self.variables, *args, rngs=rngs, method=method, **kwargs)
-        out, changed = self.module.apply(self.variables, *args, rngs=rngs, method=method, mutable=collections, **kwargs)
-        self.variables = {**self.variables, **changed}
-        return out
+        wanted = union_filters(carried, mutable or False)
+        out, changed = self.module.apply(self.variables, *args, rngs=rngs, method=method, mutable=wanted, **kwargs)
+        self.variables = {**self.variables, **{name: changed[name] for name in carried if name in changed}}
+        return (out, changed) if mutable else out
+
+    def __getattr__(self, name: str) -> Any:
+        """The module's own: a method runs with the lane's variables, as `method=` does."""
+        module = self.__dict__.get("module")
+        if module is None or name.startswith("__"):
+            raise AttributeError(name)
+        if name in ("apply", "init", "init_with_output", "bind"):
+            raise InputError(
+                f"model.{name}: the linen model that loss and metrics receive has its variables, so call it, model(x), "
+                f"without {name}() and without them"
+            )
+        method = getattr(type(module), name, None)
+        if callable(method) and name not in {f.name for f in dataclasses.fields(module)}:
+            return lambda *args, **kwargs: self(*args, method=method, **kwargs)
+        return getattr(module, name)
 
     @property
     def params(self) -> Any:
+        if self.variables is None:
+            raise InputError(
+                "model.params: a linen model's parameters are made by its first call, model(x), so call it before they "
+                "are read"
+            )
         return self.variables["params"]
 
 
-class LinenModel(_Module):
+class LinenModel(Rebuilt):
     """A `flax.linen` module; its variables are initialised by the first call that `loss` makes."""
 
     def _first(self, hp: Hyperparameters, key: jax.Array, use: Callable[[Any], Any]) -> tuple[Any, Any]:
@@ -206,27 +232,3 @@ class PytreeModel:
     def collect(self, params: Any, rest: Any) -> Any:
         """What became of the other variables."""
         return rest
-
-
-ModelKind = NnxModel | LinenModel | PytreeModel
-
-
-def model_kind(function: Callable[..., Any], signature: Signature, hp: Hyperparameters) -> ModelKind:
-    """The kind of model that a person's `model()` returns for these settings."""
-
-    def build(hp: Hyperparameters, key: Any) -> Any:
-        given = {"hp": hp, "rngs": nnx.Rngs(key), "key": jax.random.key(key) if isinstance(key, int) else key}
-        return signature.call(function, given)
-
-    built = build(hp, 0)
-    if isinstance(built, nnx.Module):
-        return NnxModel(build)
-    if isinstance(built, linen.Module):
-        return LinenModel(build)
-    leaves = jax.tree.leaves(built)
-    if leaves and all(isinstance(leaf, jax.Array) for leaf in leaves):
-        return PytreeModel(build)
-    raise InputError(
-        f"model() must return a flax.nnx module, a flax.linen module or a pytree of jax arrays, "
-        f"but it returned {kind(built)}; return the model itself, not its class or a tuple with it{at(function)}"
-    )

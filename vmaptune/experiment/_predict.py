@@ -23,8 +23,8 @@ def inputs_of(part: Any) -> Any:
     return part
 
 
-def predict(experiment: Experiment, model: Any, x: Any) -> jax.Array:
-    """The experiment's `predict(model, x)`, or the model called on `x`; an array whose first axis is the examples.
+def predict(experiment: Experiment, model: Any, x: Any, hp: Hyperparameters) -> jax.Array:
+    """The experiment's `predict(model, x, hp)`, or the model called on `x`; an array whose first axis is the examples.
 
     Raises:
       InputError: the model cannot be called, or what comes is no array.
@@ -35,7 +35,7 @@ def predict(experiment: Experiment, model: Any, x: Any) -> jax.Array:
             "an ensemble needs predictions, but the model cannot be called; give the Experiment "
             "predict=lambda model, x: ..., which returns what metrics() uses of the model"
         )
-    out = model(x) if function is None else SIGNATURES["predict"].call(function, {"model": model, "x": x})
+    out = model(x) if function is None else SIGNATURES["predict"].call(function, {"model": model, "x": x, "hp": hp})
     if not isinstance(out, jax.Array):
         raise InputError(f"predict() must return one array of predictions, but it returned {kind(out)}{at(function)}")
     return out
@@ -44,7 +44,7 @@ def predict(experiment: Experiment, model: Any, x: Any) -> jax.Array:
 def predictions_of(experiment: Experiment, hp: Hyperparameters, state: Any, x: Any) -> jax.Array:
     """What the model of a lane's state predicts, as it is measured: in the experiment's precision."""
     arrays = model_arrays(state)
-    return in_precision(experiment, lambda x: predict(experiment, bind_model(experiment, hp, arrays), x))(x)
+    return in_precision(experiment, lambda x: predict(experiment, bind_model(experiment, hp, arrays), x, hp))(x)
 
 
 class Given:

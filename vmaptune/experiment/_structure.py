@@ -31,11 +31,12 @@ def limits_of(space: Space) -> dict[str, Any]:
 
 def structured(hp: Mapping[str, Any], limits: Mapping[str, Any]) -> Hyperparameters:
     """Settings as a model receives them: traced choices wrapped, with the limits that masked layers read."""
+    plain = hp.unread() if isinstance(hp, Hyperparameters) else hp
     values = {
         name: Chosen(value, limits[name])
         if isinstance(value, jax.Array) and isinstance(limits.get(name), tuple)
         else value
-        for name, value in hp.items()
+        for name, value in plain.items()
     }
     return Hyperparameters(values, {name: limits[name] for name in values if name in limits})
 

@@ -10,7 +10,7 @@ from vmaptune.rewrite._pooling import PoolShape, pool
 from vmaptune.rewrite._precision import with_bfloat16_products
 from vmaptune.rewrite._products import has_products, products_are_short
 from vmaptune.rewrite._turned import NOTHING, Turned, turned, what_to_turn
-from vmaptune.rewrite._walk import as_written, is_as_written, rewrites_noted
+from vmaptune.rewrite._walk import as_written, evaluated, is_as_written, rewrites_noted
 
 __all__ = [
     "NOTHING",
@@ -22,6 +22,7 @@ __all__ = [
     "bytes_at_once",
     "convolve",
     "default_choice",
+    "evaluated",
     "exact_on_cpu",
     "fastest",
     "find_convolutions",

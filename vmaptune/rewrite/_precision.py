@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from vmaptune.rewrite._walk import call_instead, with_exchanged
 
@@ -22,13 +23,20 @@ PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 class InBfloat16:
-    """A product's primitive and parameters: operands rounded to bfloat16, the result float32."""
+    """A product's primitive and parameters: operands rounded to bfloat16, the result float32.
+
+    On a CPU the rounded numbers stay float32, in which their products are exact: it has no kernel for some products of
+    bfloat16 numbers (XLA's DotThunk refuses them), and XLA may leave out a conversion to bfloat16 and back.
+    """
 
     def __init__(self, eqn: Any):
         self.primitive = eqn.primitive
         self.params = {**eqn.params, "precision": None, "preferred_element_type": jnp.dtype(jnp.float32)}
 
     def __call__(self, *operands: jax.Array) -> jax.Array:
+        if jax.default_backend() == "cpu":
+            operands = tuple(lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7) for x in operands)
+            return self.primitive.bind(*operands, **self.params)
         return self.primitive.bind(*(x.astype(jnp.bfloat16) for x in operands), **self.params)
 
 

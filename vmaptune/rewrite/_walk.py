@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
@@ -100,10 +101,18 @@ def rewritten(function: Callable[..., Any], rewrite: Callable[[Any], Any]) -> Ca
 
         closed = jax.make_jaxpr(flat)(*(leaves[i] for i in traced))
         closed = rewrite(closed)
-        arrays = iter(jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *(leaves[i] for i in traced)))
+        arrays = iter(evaluated(closed.jaxpr, closed.consts, *(leaves[i] for i in traced)))
         return jax.tree.unflatten(trees[0], [next(arrays) if leaf is None else leaf for leaf in rest])
 
     return fast
+
+
+def evaluated(jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
+    """The results of a jaxpr, all of them arrays: one that hangs on no argument comes as a plain number otherwise."""
+    results = jax.core.eval_jaxpr(jaxpr, consts, *args)
+    return [
+        x if hasattr(x, "dtype") else jnp.asarray(x, v.aval.dtype) for x, v in zip(results, jaxpr.outvars, strict=True)
+    ]
 
 
 def inner_jaxprs(eqn: Any) -> Iterator[Any]:
@@ -119,7 +128,7 @@ def results_of(jaxpr: Any, eqn: Any, values: Sequence[Any], exchange: Exchange =
     """The results of one equation of a jaxpr for its operands' values, with it and what it calls exchanged."""
     given = {v: value for v, value in zip(eqn.invars, values, strict=True) if isinstance(v, core.Var)}
     one = jaxpr.replace(constvars=[], invars=list(given), outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects)
-    return jax.core.eval_jaxpr(exchanged(one, exchange), (), *given.values())
+    return evaluated(exchanged(one, exchange), (), *given.values())
 
 
 def call_instead(eqn: Any, name: str, implementation: tuple[Any, ...]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Self
 from vmaptune.errors import InputError, StudyError
 from vmaptune.store.encoding import encode_float, encode_text, to_json
 from vmaptune.store.files import inside
-from vmaptune.store.lock import Lock
+from vmaptune.store.lock import Lock, held_by_another
 from vmaptune.store.migrations import migrate
 from vmaptune.store.reader import LedgerReader, Reading, check, check_tally, connect, has_file
 from vmaptune.store.rows import (
@@ -77,7 +77,7 @@ class Ledger(Reading):
         directory = Path(directory)
         path = directory / FILE_NAME
         if has_file(path):
-            raise already_there(directory)
+            raise taken(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             lock = Lock.take(directory)
@@ -365,6 +365,11 @@ def _open_for_writing(directory: Path) -> sqlite3.Connection:
         if connection is not None:
             connection.close()
         raise _unwritable(directory, error) from error
+
+
+def taken(directory: Path) -> InputError:
+    """The error where a new study was to be: another process writes one, or `already_there`."""
+    return held_by_another(directory) or already_there(directory)
 
 
 def already_there(directory: Path) -> InputError:

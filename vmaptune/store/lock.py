@@ -71,6 +71,26 @@ def holder(directory: Path) -> str | None:
     return _words(note)
 
 
+def held_by_another(directory: Path) -> InputError | None:
+    """The error of a study that another process writes, a lock of this one's own included; None where nobody does.
+    Nothing is written."""
+    if fcntl is None:
+        return _held(directory) if _note_is_alive(directory) else None
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _held(directory)
+    except OSError:
+        return _held(directory) if _note_is_alive(directory) else None
+    finally:
+        os.close(handle)  # with it the lock
+    return None
+
+
 def _held(directory: Path) -> InputError:
     note = _read(directory)
     who = f" ({_words(note)})" if note else ""

@@ -9,9 +9,9 @@ from typing import Any
 
 from vmaptune.engine.devices import prepare_devices
 from vmaptune.errors import InputError, StudyError
-from vmaptune.experiment import Experiment, LoadedExperiment, load_experiment
+from vmaptune.experiment import Experiment, LoadedExperiment, load_experiment, not_while_importing
 from vmaptune.space import Space
-from vmaptune.store.ledger import FILE_NAME, Ledger, LedgerReader, already_there
+from vmaptune.store.ledger import FILE_NAME, Ledger, LedgerReader, taken
 from vmaptune.store.reader import has_file
 from vmaptune.store.rescue import RESCUED
 from vmaptune.study import _minutes
@@ -52,6 +52,7 @@ def resume(
     """
     started = _minutes.clock()
     listener = heard(listener)
+    not_while_importing("vt.resume")
     note = prepare_devices()
     if note:
         listener.note(note)
@@ -142,6 +143,7 @@ def retest(
       InputError, StudyError: the old study is not finished or found nothing, or the code is gone.
     """
     listener = heard(listener)
+    not_while_importing("vt.retest")
     note = prepare_devices()
     if note:
         listener.note(note)
@@ -198,7 +200,7 @@ def open_unfinished(directory: Path, *, insist: bool, extend: bool = False) -> L
             f"(run ... --trials N --force), or begin another one (--fresh DIR)"
         )
     if finished and not extend:
-        raise already_there(directory)
+        raise taken(directory)
     if rescued:
         raise InputError(
             f"{directory} was rescued from a damaged study and may lack rows, so it cannot be gone on with; run the "

@@ -23,6 +23,7 @@ from vmaptune.experiment import (
     LoadedExperiment,
     find_statics,
     lane_arguments,
+    not_while_importing,
     raise_as_input_error,
 )
 from vmaptune.search.pbt import Copy, lineage
@@ -36,7 +37,7 @@ from vmaptune.study._minutes import Timetable
 from vmaptune.study._options import Options, default_directory, options_for
 from vmaptune.study._population import copies_of
 from vmaptune.study._progress import Listener, heard
-from vmaptune.study._resume import check_code, check_objective, check_options
+from vmaptune.study._resume import check_code, check_files, check_objective, check_options
 from vmaptune.study._run import StudyRun
 from vmaptune.study._saving import SAVE_EVERY
 from vmaptune.study._stopping import read_stopping
@@ -134,6 +135,7 @@ def run(
     """
     started = _minutes.clock() if started is None else started
     listener = heard(listener)
+    not_while_importing("vt.run")
     note = prepare_devices()
     if note:
         listener.note(note)
@@ -168,6 +170,7 @@ def run(
             check_options(meta, given, changes or (), directory, experiment, CHANGEABLE if changeable else ())
             if source and meta["experiment"]["source"] is not None:
                 check_code(source.source, source.path, meta, directory, force)
+                check_files(source, meta, directory, force)
             check_objective(meta, experiment, directory)
             extended = ledger.finished()
             if changeable:
@@ -217,6 +220,7 @@ class Check:
     minutes: float | None = None  # that a run would be given; then `options` has the trials that would fit
     seconds_per_trial: float | None = None  # by a timing of the first group, the others by their operations
     note: str | None = None  # what the person should know of the devices
+    notes: tuple[str, ...] = ()  # and of how the code uses settings and seeds
 
 
 def check(
@@ -238,6 +242,7 @@ def check(
       InputError: a mistake in the experiment or in an argument.
     """
     started = _minutes.clock() if started is None else started
+    not_while_importing("vt.check")
     note = prepare_devices()
     source, experiment = resolve_experiment(experiment)
     if changes:
@@ -286,7 +291,7 @@ def check(
         space=space, samples=samples[:5], static=statics.static, traced=statics.traced, options=options,
         groups=[(dict(key), count) for key, count in groups.items()], plan=chosen, why=why(found), costs=costs,
         memory_bytes=program.memory_bytes, compile_seconds=program.compile_seconds,
-        minutes=minutes, seconds_per_trial=each, note=note,
+        minutes=minutes, seconds_per_trial=each, note=note, notes=statics.notes,
     )  # fmt: skip
 
 
@@ -320,6 +325,7 @@ def replay(study: Study | str | Path, trial: int, experiment: Experiment | None 
     Raises:
       InputError: no such trial, or the experiment's file is gone or has changed.
     """
+    not_while_importing("vt.replay")
     prepare_devices()
     started = time.perf_counter()
     study = study if isinstance(study, Study) else load(study)

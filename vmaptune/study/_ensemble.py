@@ -203,8 +203,9 @@ def _held_out(
 class TrainedEnsemble:
     """A study's ensemble: `ensemble.predict(x)` is the weighted mean of its members' predictions."""
 
-    def __init__(self, experiment: Any, models: list[Any], info: Mapping[str, Any]):
+    def __init__(self, experiment: Any, models: list[Any], settings: list[Any], info: Mapping[str, Any]):
         self._experiment, self.models = experiment, models
+        self._settings = [lane_settings(experiment, params) for params in settings]  # of each member
         self.members: list[int] = list(info["members"])  # trials
         self.weights: list[float] = list(info["weights"])
         self.info = dict(info)
@@ -216,6 +217,7 @@ class TrainedEnsemble:
     def predict(self, x: Any) -> jax.Array:
         """The mean prediction for inputs `x`, as the experiment's models take them; `[n, ...]`."""
         out = [
-            w * predict(self._experiment, model, x) for model, w in zip(self.models, self.weights, strict=True)
+            w * predict(self._experiment, model, x, hp)
+            for model, hp, w in zip(self.models, self._settings, self.weights, strict=True)
         ]  # fmt: skip
         return sum(out[1:], start=out[0])

@@ -19,14 +19,14 @@ PARTS = 20
 WHOLE = 1e-3  # how near to whole numbers rounding leaves counts of examples
 
 
-def held_out_values(
+def held_out_metrics(
     experiment: Experiment,
     functions: LaneFunctions,
     static: Mapping[str, Any],
     traced: Mapping[str, Any],
     states: Sequence[Any],
-) -> list[float]:
-    """The objective of each of these final states on the test part."""
+) -> list[dict[str, float]]:
+    """The metrics of each of these final states on the test part, by name."""
     return on_examples(experiment, functions, static, traced, states, resample=False)[0]
 
 
@@ -38,9 +38,9 @@ def on_examples(
     states: Sequence[Any],
     *,
     resample: bool,
-) -> tuple[list[float], float | None]:
-    """The objective of each of these final states on the test part, empty where there is none; and with `resample` the
-    standard error that the validation part's size leaves in the first one's objective: its deviation over resamples of
+) -> tuple[list[dict[str, float]], float | None]:
+    """The metrics of each of these final states on the test part by name, empty where there is none; and with `resample`
+    the standard error that the validation part's size leaves in the first one's objective: its deviation over resamples of
     the part (bootstrap), or of many examples over parts of it, by the root of their number. None where it cannot be
     measured so. One program for both.
 
@@ -53,18 +53,18 @@ def on_examples(
     rows = rng.integers(n, size=(RESAMPLES, n)) if few else rng.permutation(n)[: PARTS * size].reshape(PARTS, size)
     order = tuple(experiment.space)
 
-    def objective(state: Any, arrays: Any, part: Any, n: int) -> Any:
+    def metrics(state: Any, arrays: Any, part: Any, n: int) -> Any:
         hp = lane_settings(experiment, {name: arrays.get(name, static.get(name)) for name in order})
-        return metrics_on(experiment, unpack(state, functions.key_kinds), hp, part, n)[experiment.objective]
+        return metrics_on(experiment, unpack(state, functions.key_kinds), hp, part, n)
 
     def measure(state: Any, arrays: Any, parts: Any, rows: Any, first: Any) -> Any:
         test, valid = parts
-        found = None if test is None else objective(state, arrays, test, data.size("test"))
+        found = None if test is None else metrics(state, arrays, test, data.size("test"))
         if not resample:
             return found, None
 
         def one(some: Any) -> Any:
-            return objective(state, arrays, jax.tree.map(lambda a: a[some], valid), size)
+            return metrics(state, arrays, jax.tree.map(lambda a: a[some], valid), size)[experiment.objective]
 
         shape = jax.eval_shape(one, rows[0])
         again = jax.lax.cond(first, lambda: jax.lax.map(one, rows), lambda: jnp.zeros(len(rows), shape.dtype))
@@ -78,7 +78,8 @@ def on_examples(
     program = jax.jit(measure)
     found = [jax.device_get(program(s, arrays, parts, jnp.asarray(rows), i == 0)) for i, s in enumerate(used)]
     error = float(np.std(found[0][1], ddof=1)) / (1 if few else math.sqrt(PARTS)) if resample else math.nan
-    return [float(f) for f, _ in found if f is not None], error if math.isfinite(error) else None
+    measured = [{n: float(np.asarray(v)) for n, v in f.items()} for f, _ in found if f is not None]
+    return measured, error if math.isfinite(error) else None
 
 
 def rate_error(values: Sequence[float], n: int) -> float | None:

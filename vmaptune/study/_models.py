@@ -10,16 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmaptune.engine.functions import LaneFunctions, pack, unpack
+from vmaptune.engine.functions import first_state, pack, unpack
 from vmaptune.errors import InputError
-from vmaptune.experiment import Experiment, bind_model, lane_arguments, lane_settings
+from vmaptune.experiment import Experiment, bind_model, lane_arguments, lane_settings, model_arrays
 from vmaptune.space import Space
 from vmaptune.store.ledger import TrialRow
 from vmaptune.store.weights import load_weights
 
 
-def rebuild(experiment: Experiment, trial: TrialRow, path: Path, static: Sequence[str]) -> Any:
-    """The model of a trial, from its weights file; `static` names the settings that were static in its study.
+def rebuild(
+    experiment: Experiment, trial: TrialRow, path: Path, static: Sequence[str], parts: Sequence[str] = ()
+) -> Any:
+    """The model of a trial, from its weights file; `static` names the settings that were static in its study. With
+    `parts` it is what the file holds of a lane's state: that part, or a dict of several.
 
     Raises:
       InputError: the weights do not fit the experiment's model. StudyError: the file is damaged.
@@ -28,11 +31,14 @@ def rebuild(experiment: Experiment, trial: TrialRow, path: Path, static: Sequenc
     space = experiment.space
     assert isinstance(space, Space)
     traced = tuple(name for name in space if name not in static)
-    functions = LaneFunctions(experiment.build(), {n: trial.params[n] for n in static}, lane_arguments(space, traced))
-    is_model = experiment.task is None
-    wanted, kinds = functions.state, functions.key_kinds
+    shapes = lane_arguments(space, traced)
+    wanted, kinds = first_state(experiment.build(), {n: trial.params[n] for n in static}, shapes)
+    is_model = experiment.task is None and not parts
     if is_model:
-        wanted, kinds = ({part: tree[part] for part in ("params", "rest")} for tree in (wanted, kinds))
+        wanted = jax.eval_shape(model_arrays, wanted)
+        kinds = {"params": jax.tree.map(lambda _: "", wanted["params"]), "rest": kinds["rest"]}
+    elif parts:
+        wanted, kinds = ({part: tree[part] for part in parts} for tree in (wanted, kinds))
     packed = jax.eval_shape(pack, wanted)
     flat, tree = jax.tree_util.tree_flatten_with_path(packed)
     leaves = []
@@ -52,9 +58,11 @@ def rebuild(experiment: Experiment, trial: TrialRow, path: Path, static: Sequenc
             )
         leaves.append(jnp.asarray(array))
     state = unpack(jax.tree.unflatten(tree, leaves), kinds)
+    if parts:
+        return state if len(parts) > 1 else state[parts[0]]
     if not is_model:
         return state
     values = space.lane_values(trial.params, traced)
-    arrays = {n: jnp.asarray(v, functions.traced[n].dtype) for n, v in values.items()}
+    arrays = {n: jnp.asarray(v, shapes[n].dtype) for n, v in values.items()}
     hp = lane_settings(experiment, {n: arrays.get(n, v) for n, v in trial.params.items()})
     return bind_model(experiment, hp, state)

@@ -162,16 +162,21 @@ def _on_examples(training: Training, winner: Scored) -> dict[str, Any]:
     states = [training.states[t] for t in repeats]
     error = rate_error([v for v in repeats.values() if v is not None], examples)
     try:
-        values, by_resampling = on_examples(*what, states, resample=error is None)
+        test, by_resampling = on_examples(*what, states, resample=error is None)
     except Exception:  # a person's metrics() that takes the whole validation part alone: without that number then
-        values, by_resampling = on_examples(*what, states, resample=False)
-    counts.compilations += bool(values) or error is None
+        test, by_resampling = on_examples(*what, states, resample=False)
+    counts.compilations += bool(test) or error is None
     found: dict[str, Any] = {"valid_examples": examples, "valid_error": by_resampling if error is None else error}
-    if values:
-        found["test_value"] = float(np.mean(values))
-        found["test_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    if test:
+        by_name = {name: _mean_and_std([each[name] for each in test]) for name in test[0]}
+        found["test_value"], found["test_std"] = by_name[experiment.objective]
+        found["test"] = {name: {"value": value, "std": std} for name, (value, std) in by_name.items()}
     counts.seconds["compile"] += time.perf_counter() - started
     return found
+
+
+def _mean_and_std(values: list[float]) -> tuple[float, float | None]:
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def save_models(training: Training, directory: Path, winner: Scored | None, confirmed: bool) -> dict[str, int]:
@@ -200,6 +205,8 @@ def save_models(training: Training, directory: Path, winner: Scored | None, conf
         is_model = training.experiment.task is None
         kept = model_arrays(state) if is_model else state
         save_weights(folder / f"{name}.weights", plain_tree(kept))
+        if is_model and name == "best":
+            save_weights(folder / "best-optimizer.weights", plain_tree({"opt": state["opt"]}))
         saved[name] = row.trial
     for path in folder.glob("trial-*.weights"):  # finalists of before the study went on with more trials
         if path.stem not in saved:

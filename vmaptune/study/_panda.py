@@ -28,6 +28,7 @@ from vmaptune.experiment import (
     find_statics,
     lane_arguments,
     model_arrays,
+    not_while_importing,
     raise_as_input_error,
 )
 from vmaptune.search.sampler import trial_seed
@@ -383,6 +384,7 @@ def panda(
     Raises:
       InputError: a mistake in one of these.
     """
+    not_while_importing("vt.panda")
     prepare_devices()
     source = experiment if isinstance(experiment, LoadedExperiment) else None
     plain = source.experiment if source else experiment

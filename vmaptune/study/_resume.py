@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from typing import Any
 
 from vmaptune.engine.devices import machine
 from vmaptune.errors import InputError
-from vmaptune.experiment import Experiment, LoadedExperiment, load_experiment
+from vmaptune.experiment import Experiment, LoadedExperiment, load_experiment, row_shapes
 from vmaptune.space import Space
 from vmaptune.store.checkpoints import Snapshot
 from vmaptune.store.rows import RoundRow
@@ -71,6 +72,9 @@ def study_meta(
             "spec": source.spec if source else None,
             "sha256": source.sha256 if source else None,
             "source": source.source if source else None,
+            "files": source.files if source else {},
+            "folder": _folder(),
+            "rows": row_shapes(experiment.loaded_data()) if experiment.task is None else None,
         },
         "options": asdict(options),
         "space": experiment.space.to_json(),
@@ -80,6 +84,14 @@ def study_meta(
         "machine": machine(),
         "created": time.time(),
     }
+
+
+def _folder() -> str | None:
+    """Where this process is, from which relative paths are read; None where that folder is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
 
 
 def code_of(directory: Path, meta: Mapping[str, Any], force: bool, say: Callable[[str], None]) -> LoadedExperiment:
@@ -115,7 +127,23 @@ def code_of(directory: Path, meta: Mapping[str, Any], force: bool, say: Callable
     state = "CHANGED since" if changed else "as it was when"
     say(f"{directory}: runs the code of {path}{why} ({state} the study began)")
     name = (origin.get("spec") or "").partition(".py:")[2]
-    return load_experiment(f"{path}:{name}" if name else path)
+    loaded = load_experiment(f"{path}:{name}" if name else path, origin.get("folder"))
+    check_files(loaded, meta, directory, force)
+    return loaded
+
+
+def check_files(loaded: LoadedExperiment, meta: Mapping[str, Any], directory: Path, force: bool) -> None:
+    """Raises InputError when a file that the experiment imports is not what it was when the study began, and not
+    `force`. A study of before has none recorded."""
+    was = meta["experiment"].get("files") or {}
+    changed = [file for file, digest in was.items() if loaded.files.get(file, digest) != digest]
+    gone = [file for file in was if not Path(file).is_file()]
+    if (changed or gone) and not force:
+        raise InputError(
+            f"{directory}: {', '.join(changed or gone)}, which the experiment imports, "
+            f"{'has changed' if changed else 'is gone'} since the study began; bring the old one back, go on all the "
+            f"same with --force, or begin another study with --fresh DIR"
+        )
 
 
 def check_code(source: str, path: str, meta: Mapping[str, Any], directory: Path, force: bool) -> None:

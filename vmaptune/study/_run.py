@@ -76,6 +76,8 @@ class StudyRun:
         self.task = task = self.experiment.build()
         options.stopping.check(lockstep=task.shared is not None)
         statics = find_statics(self.experiment, task, file)
+        for text in statics.notes:
+            self.counts.warn(text)
         if options.ensemble:
             check_ensemble(self.experiment, task, statics, space, self.first_params())
         chooser = Structure(self.experiment, task, statics, options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,19 @@ class Study:
         trial = self.ledger.trial(self._meta["weights"]["best"])
         return self._rebuild(self._own_experiment(experiment), trial, "best")
 
+    def best_optimizer_state(self, experiment: Any = None) -> Any:
+        """The state of the winner's optimizer after its last step, as Optax made it, to train on from `best_model`.
+
+        Raises:
+          StudyError: the study has none: it is of a `vt.Task`, whose final state `best_model` gives, or of before.
+          InputError: as `best_model`.
+        """
+        trial = (self._meta.get("weights") or {}).get("best")
+        if not (self.directory / "best" / "best-optimizer.weights").exists() or trial is None:
+            raise StudyError(f"{self.directory}: the study has no optimizer's state of its winner")
+        own = self._own_experiment(experiment)
+        return self._rebuild(own, self.ledger.trial(trial), "best-optimizer", ("opt",))
+
     def ensemble(self, experiment: Any = None) -> Any:
         """The ensemble that `--ensemble M` chose: `study.ensemble().predict(x)`; `.members`, `.weights`, `.models`.
 
@@ -162,14 +176,30 @@ class Study:
         if info is None:
             raise StudyError(f"{self.directory}: the study has no ensemble; run it with --ensemble M")
         experiment = self._own_experiment(experiment)
-        models = [self._rebuild(experiment, self.ledger.trial(t), f"ensemble-{t}") for t in info["members"]]
-        return TrainedEnsemble(experiment, models, info)
+        rows = [self.ledger.trial(t) for t in info["members"]]
+        models = [self._rebuild(experiment, row, f"ensemble-{row.trial}") for row in rows]
+        return TrainedEnsemble(experiment.with_changes(space=self.space), models, [row.params for row in rows], info)
 
-    def _rebuild(self, experiment: Any, trial: TrialRow, name: str) -> Any:
+    def _rebuild(self, experiment: Any, trial: TrialRow, name: str, parts: tuple[str, ...] = ()) -> Any:
         from vmaptune.study._models import rebuild
 
-        experiment = experiment.with_changes(space=self.space)
-        return rebuild(experiment, trial, self.directory / "best" / f"{name}.weights", self._meta["static"])
+        experiment = self._with_rows(experiment.with_changes(space=self.space))
+        return rebuild(experiment, trial, self.directory / "best" / f"{name}.weights", self._meta["static"], parts)
+
+    def _with_rows(self, experiment: Any) -> Any:
+        """The experiment, where its data are gone with rows that look like them: a model is rebuilt without."""
+        from vmaptune.experiment import stand_in
+
+        if experiment.task is not None:
+            return experiment
+        try:
+            experiment.loaded_data()
+        except InputError:
+            rows = self._meta["experiment"].get("rows")
+            if rows is None:
+                raise
+            return replace(experiment, data=stand_in(rows), _cache={})
+        return experiment
 
     def _own_experiment(self, experiment: Any) -> Any:
         from vmaptune.experiment import load_experiment
@@ -197,7 +227,14 @@ class Study:
                 f"bring the old one back, or pass experiment=... to use another"
             )
         name = str(origin.get("spec") or "").partition(".py:")[2]
-        return load_experiment(f"{path}:{name}" if name else path).experiment
+        loaded = load_experiment(f"{path}:{name}" if name else path, origin.get("folder"))
+        for file, digest in (origin.get("files") or {}).items():
+            if loaded.files.get(file, digest) != digest:
+                raise InputError(
+                    f"{file}, which {path} imports, has changed since the study ran; bring the old one back, or pass "
+                    f"experiment=... to use another"
+                )
+        return loaded.experiment
 
     @property
     def plot(self) -> Any:

@@ -168,7 +168,7 @@ def finalist_lines(result: Mapping[str, Any]) -> list[str]:
 def check_text(check: Any) -> str:
     """What `check` found."""
     budget = check.options.budget()
-    lines = [f"note: {check.note}", ""] if check.note else []
+    lines = [line for text in (check.note, *check.notes) if text for line in (f"note: {text}", "")]
     lines += [f"{check.name}: nothing was trained", "", "space"]
     width = max(len(name) for name in check.space)
     for name, distribution in check.space.items():

@@ -36,6 +36,7 @@ FORMATS = {
                           "tensorboard"),
     "mlflow": Format("a tracking store, one run a trial", "_mlflow", "mlflow.db", "mlflow", "mlflow"),
     "wandb-csv": Format("runs.csv and history.csv as Weights & Biases names their columns", "_wandb", "wandb"),
+    "weights": Format("the winner's trained weights, as safetensors", "_weights", "weights.safetensors"),
 }  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def export(
 
     Args:
       directory: the study's directory. It may still be running: what it has by now goes out.
-      to: csv, json, parquet, optuna, tensorboard, mlflow or wandb-csv.
+      to: csv, json, parquet, optuna, tensorboard, mlflow, wandb-csv or weights.
       out: where to; `<directory>/export/<name>` by default, which is replaced. A path that is given must not
         exist.
       progress: is called with the trials that are done and with all of them, where each takes its time.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from vmaptune.space import Space
@@ -15,6 +16,7 @@ from vmaptune.store.ledger import CurvePoint, DecisionRow, GroupRow, LedgerReade
 class Source:
     """A study as one consistent look saw it."""
 
+    directory: Path
     name: str
     objective: str
     direction: str
@@ -34,6 +36,7 @@ class Source:
             meta = reader.meta()
             space = Space.from_json(meta["space"])
             return cls(
+                directory=reader.directory,
                 name=meta.get("name") or reader.directory.name,
                 objective=meta["objective"],
                 direction=meta["direction"],

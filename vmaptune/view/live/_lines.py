@@ -13,6 +13,16 @@ LOG_EVERY = 10.0  # seconds
 NOTEBOOK_EVERY = 0.5
 
 
+def put(text: str, stream: TextIO) -> None:
+    """Prints a line, as far as the stream takes it: a study goes on where it can't be told of."""
+    try:
+        print(text, file=stream, flush=True)
+    except UnicodeEncodeError as error:
+        print(text.encode(error.encoding, "replace").decode(error.encoding), file=stream, flush=True)
+    except (OSError, ValueError):  # full, or closed
+        pass
+
+
 class PlainLines:
     """A listener that writes a line now and then, and one at each new phase."""
 
@@ -38,17 +48,17 @@ class PlainLines:
     def note(self, text: str) -> None:
         """Prints a note on a line of its own."""
         if self.notes:
-            print(f"note: {text}", file=self.stream, flush=True)
+            put(f"note: {text}", self.stream)
 
     def say(self, text: str) -> None:
         """Prints what is of this moment: no summary will say it."""
-        print(text, file=self.stream, flush=True)
+        put(text, self.stream)
 
     def close(self) -> None:
         """Nothing is left to remove."""
 
     def _write(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        put(text, self.stream)
 
 
 class NotebookLine(PlainLines):

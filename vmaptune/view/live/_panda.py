@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from vmaptune.view.live._lines import put
 from vmaptune.view.live._plot import plot
 from vmaptune.view.words import duration, number
 
@@ -132,8 +133,8 @@ class PandaScreen:
             return
         if new:
             step, _, text = picture.marks[-1]
-            print(f"step {step}: {text}", file=self.stream, flush=True)
-        print(panda_line(picture), file=self.stream, flush=True)
+            put(f"step {step}: {text}", self.stream)
+        put(panda_line(picture), self.stream)
         self._next = time.monotonic() + LINES_EVERY
 
     def close(self) -> None:
