@@ -39,10 +39,10 @@ def on_examples(
     *,
     resample: bool,
 ) -> tuple[list[dict[str, float]], float | None]:
-    """The metrics of each of these final states on the test part by name, empty where there is none; and with `resample`
-    the standard error that the validation part's size leaves in the first one's objective: its deviation over resamples of
-    the part (bootstrap), or of many examples over parts of it, by the root of their number. None where it cannot be
-    measured so. One program for both.
+    """The metrics of each of these final states on the test part by name, empty where there is none; and with
+    `resample` the standard error that the validation part's size leaves in the first one's objective: its deviation
+    over resamples of the part (bootstrap), or of many examples over parts of it, by the root of their number. None
+    where it cannot be measured so. One program for both.
 
     Source: Efron (1979).
     """
