@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
 import vmaptune as vt
@@ -9,6 +10,13 @@ import vmaptune as vt
 vt.prepare_devices()
 
 from interrupted import OPTIONS, TASK  # noqa: E402 - it may start JAX
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_file():
+    """What a file's tests compiled is let go of after them: a process that keeps it all takes five gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

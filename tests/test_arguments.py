@@ -171,7 +171,7 @@ REFUSED = [
     ({"optimizer": lambda hp, weight_decay: optax.sgd(0.1)}, r"take it from hp \(hp.weight_decay\)"),
     ({"optimizer": lambda hp, key: optax.sgd(0.1)}, r"optimizer\(\): .*`key`"),
     ({"model": lambda hp, rngs, width: {}}, r"model\(\): .*`width`"),
-    ({"predict": lambda model, x, hp: x}, r"predict\(\): .*`hp`"),
+    ({"predict": lambda model, x, hp, key: x}, r"predict\(\): .*`key`"),
     ({"loss": lambda model, batch, step: 0.0, "metrics": None}, "`step` can't be measured"),
     ({"combine": lambda sums: sums, "metrics": None}, "`combine` needs `metrics`"),
 ]
