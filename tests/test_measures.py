@@ -172,6 +172,17 @@ def test_sums_that_are_combined_are_the_metrics_of_the_whole_part():
     assert {name: float(v) for name, v in found.items()} == pytest.approx({n: expected[n] for n in found}, rel=1e-4)
 
 
+@pytest.mark.parametrize("rows", [40, 3000])
+def test_means_are_no_sums_to_combine(rows):
+    """Three blocks of means added up made a root mean square of √3 times its size, and a small part showed nothing."""
+    means = experiment(
+        metrics=lambda model, batch: {"mse": loss(model, batch)}, combine=lambda s: {"rmse": jnp.sqrt(s["mse"])},
+        objective="rmse", data=vt.Data(train=DATA.train, valid=tuple(a[:rows] for a in DATA.valid)),
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"'mse' must be a sum over the batch's examples(.|\n)*divide in combine"):
+        find_statics(means)
+
+
 def test_where_memory_does_not_allow_the_whole_a_metric_that_is_no_mean_is_refused(monkeypatch):
     monkeypatch.setattr(_measures, "WHOLE_BYTES", 1000)
     with pytest.raises(InputError, match=r"must be a mean over examples(.|\n)*combine"):
@@ -315,3 +326,19 @@ def test_replay_says_chaotic_of_differences_only_and_never_agrees_with_nothing(t
     assert found.chaotic_from == 40
     assert found.compared == 0
     assert not found.agrees
+
+
+def test_chaos_excuses_no_more_than_rounding_can_do(tmp_path):
+    """A number that loses three digits: runs nudged by a millionth are half a percent apart, no half."""
+    task = vt.Task(
+        lambda hp, key: jnp.float32(0.5), lambda x, hp, key: x, lambda x, hp: {"loss": x - 0.4999}
+    )  # fmt: skip
+    one = vt.Experiment(space={"r": vt.uniform(0.0, 1.0)}, task=task, steps=40, name="digits")
+    study = vt.run(one, trials=4, rounds=1, plan="every=10", out=tmp_path / "s", report=False)
+    own = study.curve
+    assert vt.replay(study, 0, one).agrees
+    for factor, from_step in ((1.01, 20), (1.5, None)):
+        study.curve = lambda t, by=factor: [replace(p, value=p.value * (by if p.step > 10 else 1)) for p in own(t)]
+        found = vt.replay(study, 0, one)
+        assert found.chaotic_from == from_step
+        assert found.agrees == (from_step is not None)

@@ -129,6 +129,26 @@ def test_a_rollback_goes_on_to_the_same_bits(file, tmp_path):
     assert [d.kind for d in study.ledger.decisions()] == ["snapshot", "rollback", "adjust", "rollback"]
 
 
+def test_a_replay_follows_what_was_changed(file, tmp_path):
+    model = begun(file, tmp_path / "p")
+    to_the_end(model, 7)
+    model.adjust("learning_rate", 0.2)
+    to_the_end(model, 14)
+    model.snapshot()
+    to_the_end(model, 21)
+    model.adjust("learning_rate", 0.4)
+    to_the_end(model)
+    model.rollback()
+    model.adjust("learning_rate", 0.01)
+    to_the_end(model)
+    study = model.finish()
+    for trial in (0, 1):
+        found = vt.replay(study, trial)
+        assert found.agrees
+        assert found.compared == len(found.steps)
+    assert study.curve(0)[-1].value != study.curve(1)[-1].value
+
+
 def test_the_model_is_kept_as_a_studys_best(file, tmp_path):
     model = begun(file, tmp_path / "p")
     to_the_end(model)

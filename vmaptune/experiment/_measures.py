@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -179,21 +178,27 @@ def _by_blocks(on: Any, part: Any, n: int, mean: bool) -> dict[str, jax.Array]:
 
 
 def check_blocks(experiment: Experiment, task: Task, values: Mapping[str, Any]) -> None:
-    """Compares, where metrics are averages over blocks, those of a few models with what they are at once.
+    """Compares what blocks give, where metrics are averages over them or `combine` gets their sums, with what all
+    examples give at once, on a few models.
 
     Args:
       values: the settings of the models, plain ones.
 
     Raises:
-      InputError: a metric is no mean over examples, so that no blocks can give it.
+      InputError: a metric is no mean over examples, or a part of `combine` no sum over them, so that no blocks can give
+        it.
     """
-    if not experiment.block_bytes or "blocks checked" in experiment._cache:
+    noisy = SIGNATURES["metrics"].asks_for(experiment.metrics, "key") if experiment.metrics else False
+    summed = experiment.combine is not None and not noisy
+    if not (experiment.block_bytes or summed) or "blocks checked" in experiment._cache:
         return
     assert isinstance(experiment.space, Space)
     hp = structured(Hyperparameters(values), limits_of(experiment.space))
     rows, part = BLOCK + BLOCK // 2, experiment.loaded_data().valid
     part = jax.tree.map(lambda a: jnp.asarray(a[:rows]), part)
     n = jax.tree.leaves(part)[0].shape[0]
+    if n < 2:
+        return
 
     def both(key: jax.Array, noise: float) -> Any:
         state = task.init(hp, key)
@@ -209,20 +214,36 @@ def check_blocks(experiment: Experiment, task: Task, values: Mapping[str, Any]) 
             model = kind_for(experiment, hp).bind(hp, params, state["rest"], None, train=False)
             return measured(experiment, model, batch, hp)
 
-        return _by_blocks(on, part, n, True), on(part)
+        if not summed:
+            return _by_blocks(on, part, n, True), on(part)
+        one = on(jax.tree.map(lambda a: a[: n // 2], part))
+        two = on(jax.tree.map(lambda a: a[n // 2 :], part))
+        return jax.tree.map(jnp.add, one, two), on(part)
 
+    apart: dict[str, list[tuple[float, float]]] = {}
     for seed, noise in enumerate((0.0, 0.3, 1.0)):
         blocks, whole = jax.device_get(jax.jit(both)(jax.random.key(seed), noise))
-        for name, a in blocks.items():
-            a, b = float(a), float(whole[name])
-            if not (math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6) or str(a) == str(b)):
-                raise InputError(
-                    f"metrics(): {name!r} must be a mean over examples where these are too many to be measured at once "
-                    f"(that would take {experiment.block_bytes / 2**30:.2g} GiB for each model), but an untrained "
-                    f"model's is {a:.6g} as the mean of blocks and {b:.6g} of all {n} together; way out: return sums "
-                    f"from metrics() and give Experiment(combine=...), which makes the metrics of the sums over all "
-                    f"examples, or take fewer validation examples{at(experiment.metrics or experiment.loss)}"
-                )
+        for name in blocks:
+            a, b = (np.asarray(found[name], np.float64) for found in (blocks, whole))
+            if not np.allclose(a, b, rtol=1e-3, atol=1e-6 if not summed else 1e-5, equal_nan=True):
+                apart.setdefault(name, []).append((float(a.sum()), float(b.sum())))
+    where = at(experiment.metrics or experiment.loss)
+    for name, pairs in apart.items():
+        one, other = pairs[0]
+        if not summed:
+            raise InputError(
+                f"metrics(): {name!r} must be a mean over examples where these are too many to be measured at once "
+                f"(that would take {experiment.block_bytes / 2**30:.2g} GiB for each model), but an untrained "
+                f"model's is {one:.6g} as the mean of blocks and {other:.6g} of all {n} together; way out: return sums "
+                f"from metrics() and give Experiment(combine=...), which makes the metrics of the sums over all "
+                f"examples, or take fewer validation examples{where}"
+            )
+        if len(pairs) > 1:  # once, the numbers may have cancelled each other out
+            raise InputError(
+                f"metrics(): with `combine`, {name!r} must be a sum over the batch's examples, but an untrained "
+                f"model's is {one:.6g} for two parts of the validation part added up and {other:.6g} for both at "
+                f"once; return sums and counts, and divide in combine(){where}"
+            )
     experiment._cache["blocks checked"] = True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ from vmaptune.study._budget import CHANGEABLE, change_budget
 from vmaptune.study._enqueue import configurations
 from vmaptune.study._minutes import Timetable
 from vmaptune.study._options import Options, default_directory, options_for
+from vmaptune.study._panda import adjustments
 from vmaptune.study._population import copies_of
 from vmaptune.study._progress import Listener, heard
 from vmaptune.study._resume import check_code, check_files, check_objective, check_options
@@ -47,6 +49,7 @@ from vmaptune.study._study import Study, load
 REPLAY_TOLERANCE = 1e-4  # relative, on the loss curve, while rounding does not decide it
 NUDGE = 1e-6  # about eight rounding errors of float32
 NUDGED_RUNS = 8
+CHAOS = 10  # times what nudged runs have moved may another be away where training is chaotic
 
 
 def run(
@@ -320,7 +323,9 @@ def replay(study: Study | str | Path, trial: int, experiment: Experiment | None 
     The training loss and the objective of each segment are compared, up to the first that differs by more than the
     tolerance (1e-4, relative) where training is chaotic, that is where rounding decides it (a unit of a ReLU
     that is within a rounding error of zero is enough): where any of eight runs of the same trial, each number
-    of the initial state multiplied by 1 ± 1e-6, has moved by more than the tolerance by then.
+    of the initial state multiplied by 1 ± 1e-6, has moved by more than the tolerance by then. From there on the
+    ledger's curve must not lie further away than ten times what these runs have moved. A babysat model is replayed with
+    the changes that were made while it trained.
 
     Raises:
       InputError: no such trial, or the experiment's file is gone or has changed.
@@ -343,11 +348,14 @@ def replay(study: Study | str | Path, trial: int, experiment: Experiment | None 
     lane = lane_arguments(study.space, traced)
     functions = LaneFunctions(task, {n: row.params[n] for n in static}, lane, plain=True)
     stops = [point.step for point in curve]
-    first = study.ledger.trial(chain[0].parent) if chain else row
+    first = study.ledger.trial(chain[0].parent if chain else 0 if "panda" in study.meta else trial)
     trainer = Alone(functions, study.space.lane_values(first.params, traced), first.seed)
     then = [
         (copy.step, study.space.lane_values(copy.params, traced), study.ledger.trial(copy.trial).seed) for copy in chain
     ]  # fmt: skip
+    if "panda" in study.meta:
+        for step, params in adjustments(study.ledger.decisions(), first.params, trial):
+            then.append((step, study.space.lane_values(params, traced), first.seed))
 
     def values(points: list[Point]) -> list[tuple[float, float]]:
         measures = [p.metrics[experiment.objective] for p in points]
@@ -359,10 +367,12 @@ def replay(study: Study | str | Path, trial: int, experiment: Experiment | None 
     end = next((i for i, each in enumerate(apart) if each > REPLAY_TOLERANCE), len(stops))
     chaotic = False
     if end < len(stops):  # whether rounding may be why
-        until = stops[: end + 1]
-        nudged = [values(trainer.train(until, nudge=NUDGE, draw=draw, then=then)) for draw in range(NUDGED_RUNS)]
-        pairs = [pair for moved in nudged for pair in zip(alone, moved, strict=False)]
-        chaotic = any(max(map(_relative, now, other)) > REPLAY_TOLERANCE for now, other in pairs)
+        nudged = [values(trainer.train(stops, nudge=NUDGE, draw=draw, then=then)) for draw in range(NUDGED_RUNS)]
+        moved = [max(max(map(_relative, now, run[i])) for run in nudged) for i, now in enumerate(alone)]
+        furthest = list(itertools.accumulate(moved, max))
+        chaotic = furthest[end] > REPLAY_TOLERANCE and all(
+            apart[i] <= CHAOS * furthest[i] for i in range(end, len(stops))
+        )
     compared = end if chaotic else len(stops)
     largest = max(apart[:compared], default=0.0)
     return Replay(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from vmaptune.experiment import (
 from vmaptune.search.sampler import trial_seed
 from vmaptune.space import Space, held_number
 from vmaptune.store.files import inside
-from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
+from vmaptune.store.ledger import CurvePoint, DecisionRow, Ledger, TrialResult, TrialRow
 from vmaptune.store.states import State
 from vmaptune.store.weights import save_weights
 from vmaptune.study._groups import failed, given_up
@@ -64,6 +64,8 @@ class Snapshot:
     step: int
     state: Any
     settings: dict[str, Any]
+    total: float = 0.0  # of the losses since the last measurement
+    since: int = 0  # how many they are
 
 
 class Panda:
@@ -250,7 +252,7 @@ class Panda:
 
     def snapshot(self) -> None:
         """Keeps the state, to return to. The start is one."""
-        self._snapshots.append(Snapshot(self.step, self._state, dict(self.settings)))
+        self._snapshots.append(Snapshot(self.step, self._state, dict(self.settings), self._total, self._since))
         self._mark("snapshot", "snapshot", {"trial": self.trial, "step": self.step, "settings": dict(self.settings)})
 
     def rollback(self) -> None:
@@ -267,7 +269,7 @@ class Panda:
         self.step, self._state, self.settings = kept.step, kept.state, dict(kept.settings)
         self._values = self.alone.arrays({**self._filled, **self.settings})
         self.bad, self._reason = None, None
-        self._total, self._since = 0.0, 0
+        self._total, self._since = kept.total, kept.since
         with self.ledger.transaction():
             self._add_trial()
             self.ledger.add_curve_points(self.curve)
@@ -419,6 +421,28 @@ def panda(
     return Panda(
         plain, values, seed=seed, steps=steps, directory=directory, source=source, origin=origin, as_written=as_written
     )
+
+
+def adjustments(
+    decisions: Iterable[DecisionRow], params: Mapping[str, Any], trial: int
+) -> list[tuple[int, dict[str, Any]]]:
+    """The settings that a babysat model's `trial` went on with, each with the step, from those it began with.
+
+    A trial after a rollback has those of before the snapshot, and its own.
+    """
+    made: list[tuple[int, dict[str, Any]]] = []
+    kept = 0
+    for decision in decisions:
+        done = decision.data
+        if done.get("trial", 0) > trial:
+            break
+        if decision.kind == "adjust":
+            made.append((done["step"], {**(made[-1][1] if made else params), done["name"]: done["to"]}))
+        elif decision.kind == "snapshot":
+            kept = len(made)
+        elif decision.kind == "rollback":
+            made = made[:kept]
+    return made
 
 
 def _origin(text: str) -> tuple[Study, int]:

@@ -14,11 +14,17 @@ NOTEBOOK_EVERY = 0.5
 
 
 def put(text: str, stream: TextIO) -> None:
-    """Prints a line, as far as the stream takes it: a study goes on where it can't be told of."""
+    """Prints a line, as far as the stream takes it: a study goes on where it can't be told of.
+
+    Raises:
+      BrokenPipeError: nobody reads any more, so that nothing need be told again.
+    """
     try:
         print(text, file=stream, flush=True)
     except UnicodeEncodeError as error:
         print(text.encode(error.encoding, "replace").decode(error.encoding), file=stream, flush=True)
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError):  # full, or closed
         pass
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import select
@@ -131,10 +132,11 @@ class PandaScreen:
             self._live.update(panda_panel(picture, width, height, self.keys), refresh=True)
             self._next = time.monotonic() + max(EVERY, (time.thread_time() - started) / SHARE)
             return
-        if new:
-            step, _, text = picture.marks[-1]
-            put(f"step {step}: {text}", self.stream)
-        put(panda_line(picture), self.stream)
+        with contextlib.suppress(BrokenPipeError):
+            if new:
+                step, _, text = picture.marks[-1]
+                put(f"step {step}: {text}", self.stream)
+            put(panda_line(picture), self.stream)
         self._next = time.monotonic() + LINES_EVERY
 
     def close(self) -> None:
