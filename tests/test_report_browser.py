@@ -199,12 +199,12 @@ def test_on_paper_every_figure_is_as_wide_as_its_card(browser, report, width):
     with opened(browser, report, viewport={"width": width, "height": 900}) as page:
         page.evaluate("vmaptuneReport.drawAll()")
         page.evaluate("dispatchEvent(new Event('beforeprint'))")
-        page.wait_for_timeout(500)
-        widths = page.evaluate(
+        widths_of = (
             "vmaptuneReport.ids.map(id => [document.getElementById(id).clientWidth,"
             " document.getElementById(id).querySelector('.main-svg').getBoundingClientRect().width])"
         )
-        assert all(abs(place - drawn) <= 1 for place, drawn in widths), widths
+        page.wait_for_function(f"{widths_of}.every(([place, drawn]) => Math.abs(place - drawn) <= 1)")
+        widths = page.evaluate(widths_of)
         assert max(place for place, _ in widths) < 690  # A4 less its margins
 
 
