@@ -15,6 +15,7 @@ from fuzzing._plain import Plain, Points, is_float
 
 FURTHER = 10.0  # than plain float32 may a number be from float64
 ROUNDING = 200 * 2.0**-24  # of a number's own size, and never less than that
+NOTHING = 1e-9  # a difference so small is no number of a model whose weights are of size one: a true gradient of 0
 COARSE = 2.0**-6  # the same where numbers are rounded to 16 bits
 CAUGHT = "trained as written"  # in a study's warning that its own check of a program has failed
 QUICK, PATIENT = (3, 2.0**-23), (40, 2.0**-20)  # runs with nudged weights, and by how much
@@ -85,7 +86,7 @@ def wrong_numbers(
         for name, number in right.items():
             value = here.get(name, np.nan)
             spread = max((abs(loop[step][name] - number) for loop in plain), default=0.0)
-            allowed = FURTHER * spread + floor * max(abs(number), sizes.get(name, 0.0))
+            allowed = NOTHING + FURTHER * spread + floor * max(abs(number), sizes.get(name, 0.0))
             if not abs(value - number) <= allowed and name not in wrong:
                 narrow = plain[0][step][name] if plain else None
                 wrong[name] = {"name": name, "step": step, "found": value, "float64": number, "float32": narrow,
