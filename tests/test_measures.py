@@ -18,7 +18,7 @@ from vmaptune.engine.tiles import at_once
 from vmaptune.errors import InputError
 from vmaptune.experiment import _measures, find_statics
 from vmaptune.rewrite import bytes_at_once
-from vmaptune.study._held_out import held_out_metrics
+from vmaptune.study._held_out import on_examples
 
 random = np.random.default_rng(0)
 X = random.normal(size=(6000, 4)).astype(np.float32)
@@ -141,7 +141,7 @@ def test_the_test_part_is_measured_so_too(study):
     params = study.ledger.trial(study.best["trial"]).params
     trained = Alone(functions, params, study.best_trial.seed)
     state, _, _ = trained.segment(trained.start(), 0, 60, trained.settings)
-    (found,) = held_out_metrics(one, functions, {}, params, [state])
+    (found,), _ = on_examples(one, functions, {}, params, [state], resample=False)
     expected = by_hand(study.best_model(one), (scaled(data.test[0]), data.test[1]))["r2"]
     assert found["r2"] == pytest.approx(expected, rel=1e-4)
     assert study.result["ensemble"]["single_test_value"] == pytest.approx(expected, rel=1e-4)

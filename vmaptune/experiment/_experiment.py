@@ -21,7 +21,7 @@ from vmaptune.experiment._places import at, at_line, described, inside, kind, pl
 from vmaptune.experiment._structure import limits_of, with_structure
 from vmaptune.nn import Size, size
 from vmaptune.rewrite import Choice
-from vmaptune.space import Space, check_held
+from vmaptune.space import Distribution, Space, check_held
 from vmaptune.task import Task
 
 DEFAULT_STEPS = 1000
@@ -309,12 +309,7 @@ def _check_count(part: str, value: Any, space: Space) -> None:
     if value is None:
         return
     if isinstance(value, str):
-        if value not in space:
-            raise InputError(
-                f"Experiment(): `{part}` must be a whole number or the name of a setting, but the space has no "
-                f"setting {value!r} (it has: {', '.join(space)})"
-            )
-        values = space[value].values()
+        values = _named(part, value, space, "a whole number").values()
         if values is None or any(not _is_int(v) or v < 1 for v in values):
             raise InputError(
                 f"Experiment(): the setting {value!r} that gives `{part}` must be a finite set of whole "
@@ -325,17 +320,22 @@ def _check_count(part: str, value: Any, space: Space) -> None:
         raise InputError(f"Experiment(): `{part}` must be a whole number of at least 1{most}, but got {value!r}")
 
 
+def _named(part: str, name: str, space: Space, what: str) -> Distribution:
+    """The setting that gives a part, which may be `what` instead."""
+    if name not in space:
+        raise InputError(
+            f"Experiment(): `{part}` must be {what} or the name of a setting, but the space has no setting {name!r} "
+            f"(it has: {', '.join(space)})"
+        )
+    return space[name]
+
+
 def _check_number(part: str, value: Any, space: Space, holds: Any, rule: str, *, finite: bool) -> None:
     """A number of which `holds` is true, or the name of a setting of such ones, of finitely many if `finite`."""
     if value is None:
         return
     if isinstance(value, str):
-        if value not in space:
-            raise InputError(
-                f"Experiment(): `{part}` must be a number or the name of a setting, but the space has no setting "
-                f"{value!r} (it has: {', '.join(space)})"
-            )
-        d = space[value]
+        d = _named(part, value, space, "a number")
         values: Any = d.values() if finite or d.low is None else (d.low, d.high)
         if values is None or not all(_is_number(v) and holds(v) for v in values):
             way = "vt.ordinal([...]) or vt.randint(...)" if finite else "vt.reverseloguniform(0.9, 0.9999)"

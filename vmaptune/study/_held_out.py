@@ -19,17 +19,6 @@ PARTS = 20
 WHOLE = 1e-3  # how near to whole numbers rounding leaves counts of examples
 
 
-def held_out_metrics(
-    experiment: Experiment,
-    functions: LaneFunctions,
-    static: Mapping[str, Any],
-    traced: Mapping[str, Any],
-    states: Sequence[Any],
-) -> list[dict[str, float]]:
-    """The metrics of each of these final states on the test part, by name."""
-    return on_examples(experiment, functions, static, traced, states, resample=False)[0]
-
-
 def on_examples(
     experiment: Experiment,
     functions: LaneFunctions,
