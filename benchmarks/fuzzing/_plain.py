@@ -13,14 +13,14 @@ import optax
 from flax import nnx
 
 from fuzzing._case import Case, Net
+from vmaptune.engine.compiling import hurry
 
 try:
     from jax import enable_x64
 except ImportError:  # older versions of JAX have it there
     from jax.experimental import enable_x64
 
-# An oracle is to be right, not fast: compiling it takes half as long so.
-QUICKLY = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+QUICKLY = hurry()  # an oracle is to be right, not fast: compiling it takes a third of the time
 Points = dict[int, dict[str, float]]  # by step: the mean training loss since the point before, and the metrics
 
 
@@ -30,8 +30,10 @@ class Plain:
     def __init__(self, case: Case, *, wide: bool):
         self.case, self.wide = case, wide
         self.graph: Any = None
-        self.first = jax.jit(lambda key: self.split(case.model(key)))  # the (params, rest) of a key, float32
-        self._begin = jax.jit(lambda params, rate: jax.tree.map(jnp.asarray, case.optimizer(rate).init(params)))
+        # the (params, rest) of a key, float32
+        self.first = jax.jit(lambda key: self.split(case.model(key)), compiler_options=QUICKLY)
+        self._begin = jax.jit(lambda params, rate: jax.tree.map(jnp.asarray, case.optimizer(rate).init(params)),
+                              compiler_options=QUICKLY)  # fmt: skip
         self._step = jax.jit(self.step, compiler_options=QUICKLY)
         self._evaluate = jax.jit(self.evaluate, compiler_options=QUICKLY)
         self.train_part, self.valid_part = (jax.tree.map(self.cast, part) for part in case.data)

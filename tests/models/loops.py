@@ -16,8 +16,9 @@ import optax
 from flax import linen, nnx
 
 import vmaptune as vt
+from vmaptune.engine.compiling import hurry
 
-IN_A_HURRY = {"xla_backend_optimization_level": 0}
+IN_A_HURRY = hurry()
 
 
 def call(function, names, **given):

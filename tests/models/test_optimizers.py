@@ -12,6 +12,7 @@ import pytest
 from optax import contrib
 
 import vmaptune as vt
+from vmaptune.engine.compiling import hurry
 from vmaptune.experiment import find_statics
 from vmaptune.store.rows import TrialRow
 from vmaptune.store.states import State
@@ -44,7 +45,7 @@ CONTRIB = [
     "acprop", "ademamix", "adopt", "cocob", "dadapt_adamw", "dog", "dowg", "galore", "madgrad", "momo", "momo_adam",
     "muon", "prodigy", "schedule_free_adamw", "schedule_free_sgd", "simplified_ademamix", "sophia",
 ]  # fmt: skip
-IN_A_HURRY = {"xla_backend_optimization_level": 0}
+IN_A_HURRY = hurry()
 OPTIMIZERS = {
     **{name: lambda rate, make=getattr(optax, name, None): make(rate) for name in PLAIN},
     **{name: lambda rate, make=getattr(contrib, name, None): make(rate) for name in CONTRIB},

@@ -17,7 +17,8 @@ from vmaptune.engine.tiles import NEVER
 class Alone:
     """Trains one trial by itself, a jitted step at a time."""
 
-    def __init__(self, functions: LaneFunctions, settings: Mapping[str, Any], seed: int):
+    def __init__(self, functions: LaneFunctions, settings: Mapping[str, Any], seed: int, *, options: Any = None):
+        """`options` are XLA's, JAX's own without."""
         shapes = functions.traced
         self.functions = functions
         self.settings = self.arrays({name: settings[name] for name in shapes if name in settings})
@@ -47,8 +48,9 @@ class Alone:
             state, total, bad = jax.lax.fori_loop(0, n, body, (state, no_sum(), jnp.int32(NEVER)))
             return state, total.total, bad
 
-        self._init, self._step, self._evaluate = jax.jit(init), jax.jit(step), jax.jit(evaluate)
-        self._segment = jax.jit(segment)
+        self._init, self._step, self._evaluate, self._segment = (
+            jax.jit(function, compiler_options=options) for function in (init, step, evaluate, segment)
+        )
         self._consts = functions.step.consts, functions.taken.consts
 
     def arrays(self, settings: Mapping[str, Any]) -> dict[str, jax.Array]:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from vmaptune.engine.alone import Alone, nudged
+from vmaptune.engine.compiling import hurry
 from vmaptune.engine.functions import LaneFunctions
 from vmaptune.experiment import Statics, lane_arguments
 from vmaptune.space import Space
@@ -46,6 +47,7 @@ class Padding:
     def __init__(self, task: Task, space: Space, statics: Statics):
         self.task, self.space, self.statics = task, space, statics
         self._dense: dict[tuple, list[Any] | None] = {}
+        self._options = hurry()
 
     def ruled_out(self, settings: Sequence[Mapping[str, Any]]) -> dict[str, Differs]:
         """The hyperparameters of the structure that must not be padded, each with what differs then.
@@ -54,14 +56,22 @@ class Padding:
           settings: of the first round; one group of each of its other static values is compared.
         """
         names = [n for n in self.statics.structure if n not in self.statics.static and self.space[n].n_values != 1]
+        found = self._compared(names, settings)
+        if (
+            found and self._options
+        ):  # what XLA makes in a hurry may differ in itself: once more, as it does for everyone
+            self._options, self._dense = {}, {}
+            found = self._compared(list(found), settings)
+        return found
+
+    def _compared(self, names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> dict[str, Differs]:
         found: dict[str, Differs] = {}
-        if not names:
-            return found
         groups: dict[tuple, list[Mapping[str, Any]]] = {}
         for params in settings:
             groups.setdefault(self.statics.group_of(params), []).append(params)
         for members in groups.values():
-            found |= self._of_group([n for n in names if n not in found], members)
+            rest = [n for n in names if n not in found]
+            found |= self._of_group(rest, members) if rest else {}
         return found
 
     def _of_group(self, names: Sequence[str], members: Sequence[Mapping[str, Any]]) -> dict[str, Differs]:
@@ -122,7 +132,7 @@ class Padding:
     def _trainer(self, statics: Statics, params: Mapping[str, Any]) -> Alone:
         arguments = lane_arguments(self.space, statics.traced)
         functions = LaneFunctions(self.task, dict(statics.group_of(params)), arguments, plain=True)  # as it is written
-        return Alone(functions, self.space.lane_values(params, statics.traced), SEED)
+        return Alone(functions, self.space.lane_values(params, statics.traced), SEED, options=self._options)
 
     def _train(self, trainer: Alone, params: Mapping[str, Any], draw: int | None = None) -> dict[str, np.ndarray]:
         """Everything that a short training comes to, by name."""
