@@ -20,7 +20,7 @@ from scipy.special import ndtri
 from vmaptune.search.kernel import BELOW, JITTER, Kernel
 from vmaptune.space import Distribution, Space
 
-FITS = ((64, 20), (256, 6))  # trials and iterations: the fit to few is a start for that to many
+FITS = ((64, 20), (512, 6))  # trials and iterations: the fit to few is a start for that to many
 EDGE_FITS = ((64, 20), (256, 30))  # the same of an edge, whose likeliest parameters lie farther from a start
 MOST_POINTS = 768  # trials that it remembers
 AMONG = 8192  # trials among which it looks for the farthest
