@@ -27,7 +27,9 @@ from vmaptune.store.schema import COLUMNS, row_sum
 from vmaptune.study._occupancy import Occupancy
 from vmaptune.view.report import Plots, gather, write_report
 from vmaptune.view.report._advice import advice, warnings
+from vmaptune.view.report._answer import best_table
 from vmaptune.view.report._course import occupancy, wilson
+from vmaptune.view.report._marks import why_not_lowest
 from vmaptune.view.report._pack import Pool
 from vmaptune.view.report._page import page, pictures
 from vmaptune.view.report._picture import DARK, LIGHT, resolve
@@ -269,6 +271,61 @@ def test_advice_names_a_directory_of_its_own_and_what_to_fix_at_which_value(tmp_
     for each in advice(data):
         if each.command and each.command.startswith("vmaptune run"):
             assert each.command.endswith(f" --out {path}-next")
+
+
+def test_the_winner_and_the_others_that_were_confirmed_are_marked_in_every_figure_and_table(study, data):
+    first, second = data.finalists
+    assert first == data.winner
+    ids = {i: int(data.trial[i]) for i in (first, second)}
+    names = [f"{ids[first]} ★ the winner", f"{ids[second]} ◇ place 2"]
+    for picture in pictures(data):
+        if picture.name.startswith(("axis-", "pair", "isolation-", "train-valid")):
+            star = next(t for t in picture.data if t.get("name") == "the winner")
+            diamond = next(t for t in picture.data if t.get("name") == "confirmed too")
+            assert (star["marker"]["symbol"], diamond["marker"]["symbol"]) == ("star", "diamond-open"), picture.name
+            assert f"trial {names[0]}" in star["text"][0], picture.name
+            assert f"trial {names[1]}" in diamond["text"][0], picture.name
+        if picture.name.startswith("axis-") or picture.name == "pair":
+            assert [row[0] for row in picture.table.rows[:2]] == names, picture.name
+    figures = {p.name: p for p in pictures(data)}
+    assert [t["name"] for t in figures["curves"].data if set("★◇") & set(t.get("name", ""))] == [
+        f"trial {n}" for n in reversed(names)
+    ]
+    lines = figures["parallel"].data[0]
+    colours = dict(zip(lines["customdata"].tolist(), lines["line"]["color"].tolist(), strict=True))
+    assert sorted(colours, key=colours.get)[-2:] == [ids[second], ids[first]]  # Plotly draws larger ones over smaller
+    assert page(data).count(names[0]) >= 5
+
+
+def test_the_three_numbers_that_the_objective_may_mean_have_a_name_each(data):
+    text = re.sub(r"<.*?>", "", page(data))
+    assert "Three numbers are called error here. Last error: of one training at its end" in text
+    winner = (data.result or {})["best"]
+    assert f"confirmed error {winner['value']:.4g}" in text.replace("error  ", "error ")
+    for picture in pictures(data):
+        if picture.name.startswith(("axis-", "isolation-")):
+            assert picture.layout["yaxis"]["title"]["text"] == "best error", picture.name
+        if picture.table:  # nowhere the name alone
+            assert "error" not in picture.table.headers, picture.name
+    row = best_table(data).rows[0]
+    assert row[2:5] == [
+        f"{v:.4g}" for v in (data.final[data.winner], data.best[data.winner], winner["value"])
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_why_the_star_is_not_the_best_dot_is_said_where_it_is_not(maximize, tmp_path):
+    with LedgerReader.open(make_study(tmp_path / "s", maximize=maximize)) as reader:
+        data = gather(reader)
+    seen = data.sign * np.where(data.feasible, data.best, data.sign * np.inf)
+    first = int(seen.argmin())
+    said = why_not_lowest(data)
+    if first == data.winner:
+        assert said == ""
+        data.best[data.winner] += 0.5 * data.sign
+        said = why_not_lowest(data)
+        first = int((data.sign * np.where(data.feasible, data.best, data.sign * np.inf)).argmin())
+    assert said.startswith(f"Trial {data.trial[first]}'s dot is {'higher' if maximize else 'lower'} than the star's")
 
 
 # ---- axes --------------------------------------------------------------------------------------------

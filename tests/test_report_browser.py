@@ -110,7 +110,7 @@ def test_the_points_are_the_ledgers(browser, report):
     with opened(browser, report) as page:
         page.evaluate("vmaptuneReport.drawAll()")
         drawn = page.evaluate(
-            "document.getElementById('axis-learning_rate').data.filter(t => t.name !== 'the winner')"
+            "document.getElementById('axis-learning_rate').data.filter(t => t.customdata)"
             ".flatMap(t => t.customdata.map(c => c[0]))"
         )
     assert sorted(drawn) == sorted(int(t) for t in data.trial)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vmaptune.view.live._snapshot import Curve, Snapshot
 from vmaptune.view.live._spark import bounds_of, sparkline
-from vmaptune.view.words import duration, number
+from vmaptune.view.words import counted, duration, number
 
 WHERE = {"search": "round {round}/{rounds}", "confirm": "confirming", "compile": "compiling"}
 FOLDS_FROM = 16  # lines of a terminal: with fewer, what is too long for a line ends in dots
@@ -51,13 +52,24 @@ def line(s: Snapshot) -> str:
     parts = [where(s), f"{s.done}/{s.trials} trials", speed(s)]
     if s.left is not None:
         parts.append(f"{duration(s.left)} left")
-    if s.best is not None:
+    if s.winner is not None:
+        parts.append(f"{confirmed(s.winner)}, best single value {number(s.winner['best_seen'])}")
+    elif s.best is not None:
         parts.append(f"best {number(s.best)}")
     if s.stopped:
         parts.append(f"{s.stopped} stopped")
     if s.infeasible:
         parts.append(f"{s.infeasible} diverged")
     return f"[{duration(s.seconds)}] " + " · ".join(part for part in parts if part)
+
+
+def confirmed(winner: Mapping[str, Any]) -> str:
+    """The winner of a finished study in a few words: not the best single value, which is partly luck."""
+    if not winner.get("repeats"):
+        return f"winner {number(winner['value'])} (not confirmed)"
+    spread = winner.get("value_std")
+    plus = f" ± {number(spread)}" if isinstance(spread, float) and math.isfinite(spread) else ""
+    return f"winner {number(winner['value'])}{plus} over {counted(winner['repeats'], 'fresh seed')}"
 
 
 def panel(s: Snapshot, width: int, height: int) -> Any:
@@ -82,14 +94,15 @@ def panel(s: Snapshot, width: int, height: int) -> Any:
     grid.add_row("lanes", lanes)
     if speed(s):
         grid.add_row("speed", Text(speed(s) or "", overflow="ellipsis"))
-    if s.best is not None:
+    params = s.winner["params"] if s.winner is not None else s.best_params
+    if s.winner is not None:
+        text = confirmed(s.winner).removeprefix("winner ")
+        grid.add_row("winner", Text.assemble((f"{s.objective} {text}", "bold green"), overflow="ellipsis"))
+    elif s.best is not None:
         grid.add_row("best", Text.assemble((f"{s.objective} {number(s.best)}", "bold green")))
-        grid.add_row("", Text(settings(s.best_params), overflow="fold", no_wrap=False))
-    room = (
-        height
-        - 7
-        - sum(-(-len(text) // max(1, inner - 8)) for text in (rungs(s), lanes.plain, settings(s.best_params)))
-    )
+    if params:
+        grid.add_row("", Text(settings(params), overflow="fold", no_wrap=False))
+    room = height - 7 - sum(-(-len(text) // max(1, inner - 8)) for text in (rungs(s), lanes.plain, settings(params)))
     shown = s.curves[: max(0, min(len(s.curves), room))]
     if shown:
         longest = max(len(curve.values) for curve in shown)
@@ -120,7 +133,7 @@ def _curves(shown: Sequence[Curve], width: int) -> list[Any]:
         colour = "cyan" if curve.running else "green"
         lines.append(
             Text.assemble(
-                (f"#{curve.trial}".rjust(digits + 1), "dim"),
+                (f"{'★' if curve.winner else '#'}{curve.trial}".rjust(digits + 1), "dim"),
                 (" " + sparkline(curve.values, width, bounds).ljust(width), colour),
                 (" " + (number(last) if last is not None else "").rjust(8), colour),
                 ("  " + settings(curve.params), "dim"),

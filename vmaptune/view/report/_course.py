@@ -10,6 +10,7 @@ import numpy as np
 
 from vmaptune.store.states import State
 from vmaptune.view.report._gather import StudyData
+from vmaptune.view.report._marks import marks
 from vmaptune.view.report._picture import Picture, Table, base_layout, plain, titled
 from vmaptune.view.report._scales import column, cut, value_axis
 from vmaptune.view.report._settings import axis_of
@@ -188,7 +189,11 @@ def rungs(data: StudyData) -> Picture | None:
     if not len(levels):
         return None
     rows, x, y, custom, colours, symbols = [], [], [], [], [], []
+    marked: list[dict[str, Any]] = []
+    at_rungs = []
     for k, level in enumerate(levels):
+        mark_x, mark_y = np.full(data.n, math.nan), np.full(data.n, math.nan)
+        at_rungs.append((mark_x, mark_y))
         here: list[tuple[int, float]] = []
         for i in range(data.n):
             at = c.of(i)
@@ -197,9 +202,12 @@ def rungs(data: StudyData) -> Picture | None:
                 here.append((i, float(c.value[at][found[0]])))
         gone = sum(bool(data.stopped[i]) and data.steps[i] == level for i, _ in here)
         rows.append([str(level), str(len(here)), str(gone), str(len(here) - gone)])
+        for i, value in here:
+            mark_x[i] = _beside(data, i, k, bool(data.stopped[i]) and data.steps[i] == level)
+            mark_y[i] = value
         for i, value in here[:: max(1, len(here) // 500)]:
             out = bool(data.stopped[i]) and data.steps[i] == level
-            x.append(k + (-0.18 if out else 0.18) + 0.26 * (math.fmod(float(data.trial[i]) * 0.618034, 1.0) - 0.5))
+            x.append(_beside(data, i, k, out))
             y.append(value)
             custom.append([int(data.trial[i]), int(level)])
             colours.append("@faint" if out else "@accent")
@@ -212,13 +220,16 @@ def rungs(data: StudyData) -> Picture | None:
         traces.append({
             "type": "scatter", "mode": "markers", "name": name, "x": np.array(x)[mask], "y": va.clip(values[mask])[0],
             "customdata": np.array(custom)[mask], "marker": {"size": 6, "symbol": symbol, "color": colour},
-            "hovertemplate": f"trial %{{customdata[0]}} at step %{{customdata[1]}}<br>{plain(data.objective)} "
+            "hovertemplate": f"trial %{{customdata[0]}} at step %{{customdata[1]}}<br>{plain(data.objective)} then "
                              f"%{{y:.4g}}<extra>{name}</extra>",
         })  # fmt: skip
+    for mark_x, mark_y in at_rungs:
+        marked += marks(data, mark_x, va.clip(mark_y)[0], mark_y, size=13)
+    traces += marked
     ticks = [f"step {level}<br>{row[1]} → {row[3]}" for level, row in zip(levels, rows, strict=True)]
     room = max(0.0, 1.5 - len(levels) / 2)  # one rung alone would be drawn out over the whole width
     layout = base_layout(
-        360, showlegend=True, yaxis=va.layout(data.objective),
+        360, showlegend=True, yaxis=va.layout(f"{data.objective} at that step"),
         xaxis={"tickvals": list(range(len(levels))), "ticktext": ticks, "showgrid": False, "zeroline": False,
                "range": [-0.6 - room, len(levels) - 0.4 + room]},
     )  # fmt: skip
@@ -229,8 +240,14 @@ def rungs(data: StudyData) -> Picture | None:
         + "; ".join(f"{r[1]} trials reached step {r[0]}, {r[3]} went on" for r in rows)
         + f". It saved {saved:.0%} of the steps."
     )
-    return Picture("rungs", "Early stopping", spoken, f"Each rung's values; stopping saved {saved:.0%} of the steps.",
+    return Picture("rungs", "Early stopping", spoken,
+                   f"The {data.objective} at each rung; stopping saved {saved:.0%} of the steps.",
                    traces, layout, Table(["step", "reached", "stopped", "went on"], rows))  # fmt: skip
+
+
+def _beside(data: StudyData, i: int, rung: int, out: bool) -> float:
+    """Where a trial stands beside a rung's place: those that were stopped there left, the others right."""
+    return rung + (-0.18 if out else 0.18) + 0.26 * (math.fmod(float(data.trial[i]) * 0.618034, 1.0) - 0.5)
 
 
 def occupancy(data: StudyData) -> Picture | None:

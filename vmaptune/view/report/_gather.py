@@ -179,6 +179,55 @@ class StudyData:
         return int(self.order[0]) if len(self.order) else None
 
     @cached_property
+    def first_of(self) -> list[int]:
+        """For each trial the position of the first one with its configuration."""
+        at = {int(trial): i for i, trial in enumerate(self.trial)}
+        return [at.get(int(of), i) for i, of in enumerate(self.of)]
+
+    @cached_property
+    def confirmed(self) -> dict[int, Mapping[str, Any]]:
+        """What the fresh seeds said of each configuration that was confirmed, by its first trial's position, the winner
+        first; empty where nothing was, or before the study's end."""
+        result = self.result or {}
+        best = result.get("best") or {}
+        at = {int(trial): i for i, trial in enumerate(self.trial)}
+        rows = [best] if best.get("repeats") else []
+        found = {row["trial"]: row for row in [*(result.get("finalists") or []), *rows]}
+        return {at[trial]: row for trial, row in found.items() if trial in at}
+
+    @property
+    def finalists(self) -> list[int]:
+        """Positions of the configurations that were confirmed, the winner first."""
+        return list(self.confirmed)
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """The same -> 1 for the winner, 2 for the next best, ..."""
+        return {i: place for place, i in enumerate(self.confirmed, 1)}
+
+    @property
+    def star(self) -> str:
+        """What the star in a picture is."""
+        return "the winner" if (self.result or {}).get("best") else "the best so far"
+
+    # The three numbers that the objective's name may mean.
+
+    @property
+    def last_name(self) -> str:
+        """Of one training at its end: what the search ranks."""
+        return f"last {self.objective}"
+
+    @property
+    def best_name(self) -> str:
+        """Of one training, the best on its way."""
+        return f"best {self.objective}"
+
+    @property
+    def confirmed_name(self) -> str:
+        """The mean over fresh seeds, by which the winner is chosen."""
+        return f"confirmed {self.objective}"
+
+    @cached_property
     def slice_(self) -> list[Scored]:
         """The settings that a further zoom would be drawn from: the round loop's own rule."""
         keep = float(self.meta.get("options", {}).get("keep", 0.15))
