@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_studies import HOSTILE, make_study
+from scipy import stats
 
 import vmaptune as vt
 from vmaptune.cli import main
@@ -239,6 +241,48 @@ def test_advice_follows_from_the_numbers(tmp_path):
     assert any("luck" in w for w in warnings(data))
     axis = next(p for p in pictures(data) if p.name == "axis-learning_rate")
     assert "widen" in json.dumps(axis.layout["annotations"])
+
+
+def confirmed_by(tmp_path, curves, *, maximize=False, name="s"):
+    """A made study whose configurations' trainings on fresh seeds have these curves, `[n, P]`."""
+    with LedgerReader.open(make_study(tmp_path / name, confirm=len(curves) // 2, maximize=maximize)) as reader:
+        data = gather(reader)
+    assert len(data.fresh) == len(curves)
+    fresh = [replace(one, step=np.arange(1, len(c) + 1), value=c) for one, c in zip(data.fresh, curves, strict=True)]
+    return replace(data, fresh=fresh)
+
+
+def said_of_steps(data):
+    return [a.text for a in advice(data) if a.text.startswith(("Train for longer", "Fewer steps"))]
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_train_longer_is_said_by_the_fresh_trainings_with_its_uncertainty(tmp_path, maximize):
+    sign = -1.0 if maximize else 1.0
+    rng = np.random.default_rng(0)
+    flat = sign * (0.5 + 0.01 * rng.standard_normal((8, 10)))
+    assert said_of_steps(confirmed_by(tmp_path, flat, maximize=maximize, name="flat")) == []
+    falling = flat + sign * np.linspace(0.9, -0.9, 10)  # passes 0 just before its end: no ratio of values is told
+    (text,) = said_of_steps(confirmed_by(tmp_path, falling, maximize=maximize, name="falling"))
+    gain = sign * (falling[:, -3] - falling[:, -1])
+    low, high = stats.t.interval(0.95, 7, gain.mean(), stats.sem(gain))
+    assert f"8 trainings on fresh seeds still improved {'accuracy' if maximize else 'error'} by" in text
+    assert f"{gain.mean():.4g} ({low:.4g} to {high:.4g} at 95 %)" in text
+    rising = flat + sign * np.abs(np.linspace(-0.3, 0.7, 10))
+    (text,) = said_of_steps(confirmed_by(tmp_path, rising, maximize=maximize, name="rising"))
+    assert "were best after 33% of training" in text
+    assert "%" not in text.split("worsened by")[1].replace("95 %", "")
+
+
+def test_noise_alone_rarely_says_that_training_was_too_short_or_too_long(tmp_path):
+    data = confirmed_by(tmp_path, np.zeros((8, 10)))
+    said = 0
+    for seed in range(300):
+        values = np.random.default_rng(seed).standard_normal((8, 10))
+        said += bool(said_of_steps(replace(data, fresh=[
+            replace(one, value=c) for one, c in zip(data.fresh, values, strict=True)
+        ])))  # fmt: skip
+    assert said <= 25  # one-sided 2.5 % each, so 15 of 300; the seeds are fixed
 
 
 def test_a_study_whose_trials_all_diverged_says_so(tmp_path):

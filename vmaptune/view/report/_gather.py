@@ -17,7 +17,7 @@ from vmaptune.search.importance import Importance, importance
 from vmaptune.search.zoom import Leaning, Scored, inside, leaning, slice_of
 from vmaptune.space import Space
 from vmaptune.store.reader import Reading
-from vmaptune.store.rows import DecisionRow, GroupRow, RoundRow, TrialRow
+from vmaptune.store.rows import CurvePoint, DecisionRow, GroupRow, RoundRow, TrialRow
 from vmaptune.store.states import State
 
 MOST_POINTS = 2_000  # of a scatter: more are one blot, and slow to draw
@@ -37,6 +37,15 @@ class Curves:
     def of(self, i: int) -> slice:
         """Where the points of trial number `i` (not its id) are."""
         return slice(int(self.start[i]), int(self.start[i + 1]))
+
+
+@dataclass(frozen=True)
+class FreshCurve:
+    """A training of a confirmed configuration on a fresh seed. It was picked by nothing that it came to itself."""
+
+    of: int  # the first trial with its configuration
+    step: np.ndarray  # [P]
+    value: np.ndarray  # [P] the objective
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class StudyData:
     reasons: Sequence[str | None]  # [N]
     curves: Curves
     confirming: Sequence[TrialRow]
+    fresh: Sequence[FreshCurve]  # of the complete ones among them
 
     # ---- which trials --------------------------------------------------------------------------------
 
@@ -300,7 +310,14 @@ def gather(reader: Reading) -> StudyData:
         if not trials:
             raise StudyError(f"{reader.directory}: there is no trial yet, so there is nothing to show; wait a moment")
         sign = -1.0 if meta.get("direction") == "maximize" else 1.0
-        curves = _curves(reader, trials)
+        points = dict(reader.curves())
+    curves = _curves(points, trials)
+    confirming = [row for row in rows if row.round not in numbers]
+    fresh = [
+        FreshCurve(row.of, np.array([p.step for p in at]), np.array([_finite(p.value) for p in at]))
+        for row in confirming
+        if row.of is not None and row.state == State.COMPLETE and (at := points.get(row.trial))
+    ]
     state = np.array([str(row.state) for row in trials])
     last = np.array([_finite(row.value) for row in trials])
     final = np.where(state == State.COMPLETE, last, math.nan)
@@ -319,12 +336,11 @@ def gather(reader: Reading) -> StudyData:
         state=state, steps=np.array([row.steps for row in trials]),
         of=np.array([row.trial if row.of is None else row.of for row in trials]), last=last, final=final, best=best,
         params=[row.params for row in trials], reasons=[row.reason for row in trials], curves=curves,
-        confirming=[row for row in rows if row.round not in numbers],
+        confirming=confirming, fresh=fresh,
     )  # fmt: skip
 
 
-def _curves(reader: Reading, trials: Sequence[TrialRow]) -> Curves:
-    points = dict(reader.curves())
+def _curves(points: Mapping[int, Sequence[CurvePoint]], trials: Sequence[TrialRow]) -> Curves:
     found = [points.get(row.trial, []) for row in trials]
     flat = [point for curve in found for point in curve]
     return Curves(
