@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from importlib.resources import files
 
-from vmaptune.view.report import _course, _relations, _settings, _training
+from vmaptune.view.report import _budget, _course, _relations, _settings, _training
 from vmaptune.view.report._answer import (
     answer,
     best_table,
@@ -43,8 +43,7 @@ def pictures(data: StudyData) -> list[Picture]:
         _relations.pair(data),
         _course.infeasible(data),
         _course.rungs(data),
-        _course.budget(data),
-        _relations.random_not_grid(data),
+        _budget.budget(data),
         _course.occupancy(data),
         _course.seconds(data),
     ]
@@ -125,9 +124,7 @@ def _search_sections(data: StudyData, found: dict[str, Picture]) -> dict[str, st
         "s-relations": _pictured(
             "s-relations", "What matters", found, ("importance", "parallel", "pair", "infeasible"), lead=relations
         ),
-        "s-course": _pictured(
-            "s-course", "The study", found, ("budget", "rungs", "random-not-grid", "occupancy", "seconds"), _plan(data)
-        ),
+        "s-course": _pictured("s-course", "The study", found, ("budget", "rungs", "occupancy", "seconds"), _plan(data)),
         "s-trials": f'<section id="s-trials">{finalists}<h2>Best trials</h2><div class="card">'
         f'<p class="lead">{esc(shown[:1].upper() + shown[1:])}.</p>{table}</div></section>',
     }

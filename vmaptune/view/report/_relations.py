@@ -281,7 +281,7 @@ def importance(data: StudyData) -> Picture | None:
 
 
 def random_not_grid(data: StudyData) -> Picture | None:
-    """How many values of the most important setting were tried, and how many a grid of the same cost would have tried.
+    """How many values of the most important setting the search tried, and how many a grid of as many trials would have.
 
     After Bergstra and Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 2012, figure 1.
     """
@@ -290,7 +290,7 @@ def random_not_grid(data: StudyData) -> Picture | None:
         return None
     x_name = next((n for n in names if data.first[n].options is None), names[0])
     y_name = next(n for n in names if n != x_name)
-    where = np.flatnonzero(data.round == data.rounds[0].round)
+    where = np.arange(data.n)
     if len(where) < LEAST_TO_COMPARE:
         return None
     n, settings = len(where), len(names)
@@ -299,7 +299,7 @@ def random_not_grid(data: StudyData) -> Picture | None:
     most = data.first[x_name].n_values
     grid_values = min(per_axis, most) if most is not None else per_axis
     xa, ya = axis_of(data, x_name), axis_of(data, y_name)
-    few = where[:400]
+    few = where[np.unique(np.linspace(0, n - 1, 400).astype(int))]
     x = xa.scattered(column([data.params[i] for i in few], x_name), data.trial[few])
     y = ya.scattered(column([data.params[i] for i in few], y_name), data.trial[few] + 1)
     even = (np.arange(per_axis) + 0.5) / per_axis
@@ -338,13 +338,13 @@ def random_not_grid(data: StudyData) -> Picture | None:
     )  # fmt: skip
     layout["margin"] = layout["margin"] | {"t": 36, "l": 76}
     spoken = (
-        f"The first round's {n:,} trials tried {tried:,} different values of {x_name}, its most important setting with "
-        f"a range. A grid of the same cost over {settings} settings would have tried {grid_values}."
+        f"The search's {n:,} trials tried {tried:,} different values of {x_name}, the most important setting with "
+        f"a range. A grid of as many trials over {settings} settings would have tried {grid_values}."
     )
     return Picture(
         "random-not-grid", "Why not a grid", spoken,
-        f"The same number of trials, at random and as a grid over {settings} settings ({per_axis} values of each). The "
-        f"marks above are the different values of {x_name}.",
+        f"As many trials as the search had, as it drew them and as a grid over {settings} settings ({per_axis} values "
+        f"of each). The marks above are the different values of {x_name}.",
         [*points(x, y, ""), *points(grid_x, grid_y, "2")], layout,
-        Table(["", f"values of {x_name}"], [["this study, round 1", str(tried)], ["a grid", str(grid_values)]]),
+        Table(["", f"values of {x_name}"], [["this study", str(tried)], ["a grid", str(grid_values)]]),
     )  # fmt: skip
