@@ -420,6 +420,42 @@ def test_without_repeats_the_best_against_budget_is_called_single_values(tmp_pat
     assert len(picture.data) == 1
 
 
+def test_the_page_of_a_retest_says_its_verdict(tmp_path):
+    path = make_study(tmp_path / "s")
+    with Ledger.open(path) as ledger:
+        result = ledger.meta()["result"]
+        one = {"params": result["best"]["params"], "then": {"value": 0.5},
+               "now": {"mean": 0.5, "std": 0.1, "n": 32, "failed": 0}}  # fmt: skip
+        result["retest"] = {"verdict": "unclear", "of": "runs/a", "old": one, "new": one, "gain": -0.1, "p": 0.7,
+                            "interval": [-0.2, 0.1], "level": 0.002, "margin": 0.3, "repeats": 32,
+                            "most": 32}  # fmt: skip
+        ledger.set_meta("result", result)
+    text = write_report(path).read_text("utf-8")
+    assert text.index("Retest of runs/a: unclear: run again with more than 32 --repeats") < text.index(
+        'id="answer-title"'
+    )
+    assert "worse by 0.1 (99.8 % from worse by 0.2 to better by 0.1; p = 0.7)" in text
+
+
+def test_none_the_option_and_a_setting_that_does_not_exist_look_different(tmp_path):
+    space = vt.Space(
+        {
+            "optimizer": vt.choice(["sgd", "adam"]),
+            "clip": vt.choice([None, 1.0], when={"optimizer": "sgd"}),
+            "learning_rate": vt.loguniform(1e-4, 1.0),
+        }
+    )
+    with LedgerReader.open(make_study(tmp_path / "s", trials=60, space=space)) as reader:
+        data = gather(reader)
+    assert all("clip" in p for p in data.params)
+    there = [p["optimizer"] == "sgd" for p in data.params]
+    (picture,) = (p for p in pictures(data) if p.name == "isolation-clip")
+    assert sum(int(row[1]) for row in picture.table.rows) == sum(there)
+    table = best_table(data)
+    column = [row[table.headers.index("clip")] for row in table.rows]
+    assert set(column) == {"off", "None", "1"}
+
+
 # ---- axes --------------------------------------------------------------------------------------------
 
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vmaptune.space import Distribution, Space
 from vmaptune.view.live._snapshot import Curve, Snapshot
 from vmaptune.view.live._spark import bounds_of, sparkline
-from vmaptune.view.words import counted, duration, number
+from vmaptune.view.words import counted, duration, existing, number
 
 WHERE = {"search": "round {round}/{rounds}", "confirm": "confirming", "compile": "compiling"}
 FOLDS_FROM = 16  # lines of a terminal: with fewer, what is too long for a line ends in dots
@@ -28,15 +29,21 @@ def rungs(s: Snapshot) -> str:
     return " → ".join([*steps, f"end: {s.rungs[-1][1]:,}"]) if s.rungs else ""
 
 
-def settings(params: Mapping[str, Any]) -> str:
-    """A setting in one line; a value just below 1 as its distance from 1."""
-    return "  ".join(f"{name}={_short(value)}" for name, value in params.items())
+def settings(params: Mapping[str, Any], space: Space | None = None) -> str:
+    """A configuration in one line; a value just below 1 on the scale of 1 - x as its distance from 1."""
+    return "  ".join(
+        f"{name}={_short(value, space[name] if space is not None and name in space else None)}"
+        for name, value in existing(params, space).items()
+    )
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, float) and 0.9 < value < 1:
+def _short(value: Any, d: Distribution | None) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if 0.9 < value < 1 and (d is None or d.kind == "reverseloguniform"):
         return f"1-{number(1 - value, 3)}"
-    return number(value, 3) if isinstance(value, float) else str(value)
+    text = number(value, 3)
+    return f"{value:.8g}" if text == "1" else text
 
 
 def speed(s: Snapshot) -> str | None:
@@ -101,12 +108,16 @@ def panel(s: Snapshot, width: int, height: int) -> Any:
     elif s.best is not None:
         grid.add_row("best", Text.assemble((f"{s.objective} {number(s.best)}", "bold green")))
     if params:
-        grid.add_row("", Text(settings(params), overflow="fold", no_wrap=False))
-    room = height - 7 - sum(-(-len(text) // max(1, inner - 8)) for text in (rungs(s), lanes.plain, settings(params)))
+        grid.add_row("", Text(settings(params, s.space), overflow="fold", no_wrap=False))
+    room = (
+        height
+        - 7
+        - sum(-(-len(text) // max(1, inner - 8)) for text in (rungs(s), lanes.plain, settings(params, s.space)))
+    )
     shown = s.curves[: max(0, min(len(s.curves), room))]
     if shown:
         longest = max(len(curve.values) for curve in shown)
-        lines = _curves(shown, max(8, min(32, inner // 3, longest)))
+        lines = _curves(shown, max(8, min(32, inner // 3, longest)), s.space)
         for line_ in lines:
             line_.truncate(inner - 8, overflow="ellipsis")
         grid.add_row("curves", Text("\n").join(lines))
@@ -121,7 +132,7 @@ def panel(s: Snapshot, width: int, height: int) -> Any:
     )  # fmt: skip
 
 
-def _curves(shown: Sequence[Curve], width: int) -> list[Any]:
+def _curves(shown: Sequence[Curve], width: int, space: Space | None) -> list[Any]:
     """A line for each curve: the trial, its sparkline, where it is now, and its setting."""
     from rich.text import Text
 
@@ -136,7 +147,7 @@ def _curves(shown: Sequence[Curve], width: int) -> list[Any]:
                 (f"{'★' if curve.winner else '#'}{curve.trial}".rjust(digits + 1), "dim"),
                 (" " + sparkline(curve.values, width, bounds).ljust(width), colour),
                 (" " + (number(last) if last is not None else "").rjust(8), colour),
-                ("  " + settings(curve.params), "dim"),
+                ("  " + settings(curve.params, space), "dim"),
             )
         )
     return lines

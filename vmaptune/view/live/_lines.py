@@ -89,7 +89,7 @@ class NotebookLine(PlainLines):
         if self._last is not None:
             shown = self._ended(self._last)
             params = shown.winner["params"] if shown.winner is not None else shown.best_params
-            self._write(line(shown) + (f"  ({settings(params)})" if params else ""))
+            self._write(line(shown) + (f"  ({settings(params, shown.space)})" if params else ""))
             self._last = None
 
     def _ended(self, progress: Any) -> Snapshot:

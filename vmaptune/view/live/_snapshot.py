@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vmaptune.space import Space
 from vmaptune.store.ledger import LedgerReader
 from vmaptune.store.live import best_trials, heartbeat, latest_points, values_of
 from vmaptune.store.states import State
@@ -54,6 +55,7 @@ class Snapshot:
     bound: float | None = None  # the same, as the machine's arithmetic alone would allow
     best: float | None = None
     best_params: Mapping[str, Any] = field(default_factory=dict)
+    space: Space | None = None
     winner: Mapping[str, Any] | None = None  # of a finished study: the result's `best`
     curves: tuple[Curve, ...] = ()
     silent: float | None = None  # seconds since the study last wrote; for a view from outside
@@ -178,6 +180,7 @@ def from_ledger(reader: LedgerReader, rate: Rate | None = None) -> Snapshot:
         until=said.get("until"),
         best=looked.best,
         best_params=looked.best_params,
+        space=Space.from_json(meta["space"]) if meta.get("space") else None,
         winner=winner,
         curves=looked.curves,
         silent=now - written if written and state == "running" else None,
@@ -211,5 +214,6 @@ def from_progress(p: Any, rate: float | None = None, looked: Looked | None = Non
         until=p.until,
         best=p.best,
         best_params=p.best_params or {},
+        space=p.space,
         curves=looked.curves if looked else (),
     )

@@ -148,7 +148,7 @@ def _leave_out(data: StudyData) -> list[Advice]:
         if d.kind == "choice":
             continue
         ax = axis_of(data, name)
-        c = ax.place(column(data.params, name))
+        c = ax.place(column(data.seen, name))
         edges, labels = ax.buckets(8 if first.sum() >= FEW else 4)
         inside = np.clip(np.searchsorted(edges, c, side="right") - 1, 0, len(labels) - 1)
         bad = []

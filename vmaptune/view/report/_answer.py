@@ -7,15 +7,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from vmaptune.view.report._advice import advice, state_words, warnings
 from vmaptune.view.report._course import duration_or_less
 from vmaptune.view.report._gather import StudyData
-from vmaptune.view.report._marks import foremost, foremost_words, key, named
+from vmaptune.view.report._marks import DIAMOND, STAR, foremost, foremost_words, key, named
 from vmaptune.view.report._picture import Table
+from vmaptune.view.report._scales import ABSENT
 from vmaptune.view.report._settings import axis_of
-from vmaptune.view.words import chance, interval, left_open, number, setting, single_values
+from vmaptune.view.summary import retest_lines, retest_verdict
+from vmaptune.view.words import chance, configuration, existing, interval, left_open, number, single_values
 
 
 def answer(data: StudyData) -> str:
@@ -23,6 +23,12 @@ def answer(data: StudyData) -> str:
     best = (data.result or {}).get("best")
     params = best["params"] if best else data.params[data.winner] if data.winner is not None else None
     parts = [f'<header><p class="over">vmaptune study</p><h1>{esc(data.name)}</h1>', f"<p>{_facts(data)}</p></header>"]
+    verdict = (data.result or {}).get("retest")
+    if verdict:
+        said = retest_lines(verdict, data.objective, data.first)[1:]
+        lines = "".join(f"<li>{esc(line.strip())}</li>" for line in said)
+        title = f"Retest of {verdict['of']}: {retest_verdict(verdict)}"
+        parts.append(f'<div class="card"><h2>{esc(title)}</h2><ul class="next">{lines}</ul></div>')
     parts.append('<section class="answer" aria-labelledby="answer-title"><div class="card winner">')
     if params is None:
         parts.append('<h2 id="answer-title">No setting trained to a finite result</h2>')
@@ -30,8 +36,8 @@ def answer(data: StudyData) -> str:
         title = "The setting to use" if best else "The best setting so far"
         parts.append(f'<h2 id="answer-title">{title}</h2>{_big(data, best)}')
         rows = "".join(
-            f'<tr><th scope="row">{esc(name)}</th><td>{esc(setting(value) if value is not None else "off")}</td></tr>'
-            for name, value in params.items()
+            f'<tr><th scope="row">{esc(name)}</th><td>{esc(text)}</td></tr>'
+            for name, text in configuration(params, data.first).items()
         )
         parts.append(f'<table class="params"><tbody>{rows}</tbody></table>')
     parts.append('</div><div class="card"><h2>What to do next</h2><ol class="next">')
@@ -55,9 +61,8 @@ def notebook_card(data: StudyData) -> str:
     best = (data.result or {}).get("best")
     params = best["params"] if best else data.params[data.winner] if data.winner is not None else {}
     rows = "".join(
-        f'<tr><td style="text-align:left">{esc(name)}</td>'
-        f"<td>{esc(setting(value) if value is not None else 'off')}</td></tr>"
-        for name, value in params.items()
+        f'<tr><td style="text-align:left">{esc(name)}</td><td>{esc(text)}</td></tr>'
+        for name, text in configuration(params, data.first).items()
     )
     said = "".join(f"<li>{esc(text)}</li>" for text in warnings(data))
     return (
@@ -150,8 +155,9 @@ def finalists_table(data: StudyData) -> Table | None:
     names = list(data.first)
     axes = {name: axis_of(data, name) for name in names}
     rows = [
-        [str(i + 1), _trial(data, one["trial"]), f"{number(one['value'])}{_plus(one['value_std'])}", interval(one),
-         str(one["repeats"]), chance(one["chance"]), *(axes[n].words(one["params"].get(n)) for n in names)]
+        [f"{i + 1} {DIAMOND if i else STAR}", str(one["trial"]), f"{number(one['value'])}{_plus(one['value_std'])}",
+         interval(one), str(one["repeats"]), chance(one["chance"]),
+         *(axes[n].words(existing(one["params"], data.first).get(n, ABSENT)) for n in names)]
         for i, one in enumerate(found)
     ]  # fmt: skip
     head = ["", "trial", data.confirmed_name, "95 % of the mean", "seeds", "chance to be the best"]
@@ -165,16 +171,12 @@ def best_table(data: StudyData, most: int = 20) -> Table:
     again = {i: number(one["value"]) for i, one in data.confirmed.items()}
     rows = [
         [named(data, i), str(data.round[i] + 1), number(float(data.final[i])), number(float(data.best[i])),
-         again.get(data.first_of[i], ""), str(data.steps[i]), *(axes[n].words(data.params[i].get(n)) for n in names)]
+         again.get(data.first_of[i], ""), str(data.steps[i]),
+         *(axes[n].words(data.seen[i].get(n, ABSENT)) for n in names)]
         for i in foremost(data, most)
     ]  # fmt: skip
     head = ["trial", "round", data.last_name, data.best_name, data.confirmed_name, "steps"]
     return Table([*head, *names], rows, foremost_words(data, len(rows)))
-
-
-def _trial(data: StudyData, trial: int) -> str:
-    at = np.flatnonzero(data.trial == trial)
-    return named(data, int(at[0])) if len(at) else str(trial)
 
 
 def glossary(data: StudyData) -> str:

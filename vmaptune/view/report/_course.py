@@ -27,7 +27,7 @@ def infeasible(data: StudyData) -> Picture | None:
     parts = []
     for name in data.varied:
         ax = axis_of(data, name)
-        c = ax.place(column(data.params, name))
+        c = ax.place(column(data.seen, name))
         zero = (c == ax.zero) if ax.zero is not None else np.zeros(data.n, bool)
         edges, labels = ax.buckets(BUCKETS)
         inside = np.clip(np.searchsorted(edges, c, side="right") - 1, 0, len(labels) - 1)

@@ -19,6 +19,7 @@ from vmaptune.space import Space
 from vmaptune.store.reader import Reading
 from vmaptune.store.rows import CurvePoint, DecisionRow, GroupRow, RoundRow, TrialRow
 from vmaptune.store.states import State
+from vmaptune.view.words import existing
 
 MOST_POINTS = 2_000  # of a scatter: more are one blot, and slow to draw
 RESAMPLES = 100
@@ -91,6 +92,11 @@ class StudyData:
     @property
     def maximize(self) -> bool:
         return self.sign < 0
+
+    @cached_property
+    def seen(self) -> list[Mapping[str, Any]]:
+        """[N] each trial's configuration without the settings that do not exist in it."""
+        return [existing(p, self.first) for p in self.params] if self.first.conditional else list(self.params)
 
     @cached_property
     def infeasible(self) -> np.ndarray:

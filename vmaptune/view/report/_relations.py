@@ -12,7 +12,7 @@ import numpy as np
 from vmaptune.view.report._gather import StudyData
 from vmaptune.view.report._marks import foremost, foremost_words, marks, named
 from vmaptune.view.report._picture import SEQUENTIAL, Picture, Table, base_layout, plain, titled
-from vmaptune.view.report._scales import column, value_axis
+from vmaptune.view.report._scales import ABSENT, column, value_axis
 from vmaptune.view.report._settings import axis_of, distinct
 from vmaptune.view.words import number
 
@@ -39,7 +39,7 @@ def parallel(data: StudyData) -> Picture:
     dimensions: list[dict[str, Any]] = []
     for name in data.by_importance[::-1]:
         ax = axis_of(data, name)
-        c = ax.scattered(column(data.params, name), data.trial)
+        c = ax.scattered(column(data.seen, name), data.trial)
         off = ax.range[0] - 0.1 * (ax.range[1] - ax.range[0])
         gone = ~np.isfinite(c)
         low = off if gone.any() else ax.range[0]
@@ -121,7 +121,7 @@ def parallel_words(data: StudyData) -> dict[str, Any]:
     axes = {name: axis_of(data, name) for name in names}
     shown = _drawn(data)
     rows = [
-        [*(axes[n].words(data.params[i].get(n)) for n in names),
+        [*(axes[n].words(data.seen[i].get(n, ABSENT)) for n in names),
          "infeasible" if data.infeasible[i] else number(float(data.best[i]))]
         for i in shown
     ]  # fmt: skip
@@ -152,8 +152,8 @@ def pair(data: StudyData, x_name: str | None = None, y_name: str | None = None) 
             return None
         x_name, y_name = names[0], names[1]
     xa, ya = axis_of(data, x_name), axis_of(data, y_name)
-    x = xa.scattered(column(data.params, x_name), data.trial)
-    y = ya.scattered(column(data.params, y_name), data.trial + 1)
+    x = xa.scattered(column(data.seen, x_name), data.trial)
+    y = ya.scattered(column(data.seen, y_name), data.trial + 1)
     shown = data.shown[np.isfinite(x[data.shown]) & np.isfinite(y[data.shown])]
     good = shown[data.feasible[shown]]
     good = good[np.argsort(-data.rank[good], kind="stable")]
@@ -167,7 +167,7 @@ def pair(data: StudyData, x_name: str | None = None, y_name: str | None = None) 
     def custom(these: np.ndarray) -> list[list[Any]]:
         return [
             [int(data.trial[i]), float(data.best[i]) if np.isfinite(data.best[i]) else None,
-             plain(xa.words(data.params[i].get(x_name))), plain(ya.words(data.params[i].get(y_name)))]
+             plain(xa.words(data.seen[i].get(x_name, ABSENT))), plain(ya.words(data.seen[i].get(y_name, ABSENT)))]
             for i in these
         ]  # fmt: skip
 
@@ -203,8 +203,8 @@ def pair(data: StudyData, x_name: str | None = None, y_name: str | None = None) 
     )  # fmt: skip
     layout["margin"] = layout["margin"] | {"l": 76}
     best = "" if data.winner is None else (
-        f" {data.star.capitalize()} lies at {xa.words(data.params[data.winner].get(x_name))} and "
-        f"{ya.words(data.params[data.winner].get(y_name))}."
+        f" {data.star.capitalize()} lies at {xa.words(data.seen[data.winner].get(x_name, ABSENT))} and "
+        f"{ya.words(data.seen[data.winner].get(y_name, ABSENT))}."
     )  # fmt: skip
     spoken = (
         f"Scatter plot of {y_name} against {x_name}, {len(good):,} feasible and {len(lost):,} infeasible trials.{best}"
@@ -214,7 +214,7 @@ def pair(data: StudyData, x_name: str | None = None, y_name: str | None = None) 
         f"rounds' spaces.{data.thinned}"
     )
     rows = [
-        [named(data, i), xa.words(data.params[i].get(x_name)), ya.words(data.params[i].get(y_name)),
+        [named(data, i), xa.words(data.seen[i].get(x_name, ABSENT)), ya.words(data.seen[i].get(y_name, ABSENT)),
          number(float(data.best[i])), number(float(data.final[i]))]
         for i in foremost(data, 10)
     ]  # fmt: skip
@@ -300,8 +300,8 @@ def random_not_grid(data: StudyData) -> Picture | None:
     grid_values = min(per_axis, most) if most is not None else per_axis
     xa, ya = axis_of(data, x_name), axis_of(data, y_name)
     few = where[np.unique(np.linspace(0, n - 1, 400).astype(int))]
-    x = xa.scattered(column([data.params[i] for i in few], x_name), data.trial[few])
-    y = ya.scattered(column([data.params[i] for i in few], y_name), data.trial[few] + 1)
+    x = xa.scattered(column([data.seen[i] for i in few], x_name), data.trial[few])
+    y = ya.scattered(column([data.seen[i] for i in few], y_name), data.trial[few] + 1)
     even = (np.arange(per_axis) + 0.5) / per_axis
     gx = np.unique(xa.place(list(data.first[x_name].from_unit(even))))
     gy = np.unique(ya.place(list(data.first[y_name].from_unit(even))))

@@ -15,7 +15,7 @@ from vmaptune.space import Distribution
 from vmaptune.view.report._gather import StudyData
 from vmaptune.view.report._marks import foremost, foremost_words, marks, named
 from vmaptune.view.report._picture import Picture, Table, axis_style, base_layout, plain, round_scale, titled
-from vmaptune.view.report._scales import SettingAxis, ValueAxis, column, setting_axis, value_axis
+from vmaptune.view.report._scales import ABSENT, SettingAxis, ValueAxis, column, setting_axis, value_axis
 from vmaptune.view.words import number
 
 BUCKETS = 10
@@ -40,7 +40,7 @@ def objective_axis(data: StudyData) -> ValueAxis:
 def axis(data: StudyData, name: str) -> Picture:
     """Every trial's best value over training against one setting."""
     ax, va = axis_of(data, name), objective_axis(data)
-    values = column(data.params, name)
+    values = column(data.seen, name)
     where = ax.scattered(values, data.trial)
     shown = data.shown
     seen = shown[np.isfinite(data.best[shown]) & np.isfinite(where[shown])]
@@ -96,7 +96,7 @@ def axis(data: StudyData, name: str) -> Picture:
 def isolation(data: StudyData, name: str) -> Picture:
     """The best trial of each bucket of one setting: what it can do when all others are chosen well."""
     ax = axis_of(data, name)
-    values = column(data.params, name)
+    values = column(data.seen, name)
     c = ax.place(values)
     edges, labels = ax.buckets(BUCKETS)
     buckets = np.clip(np.searchsorted(edges, c, side="right") - 1, -1, len(labels) - 1)
@@ -193,7 +193,7 @@ def zoom(data: StudyData) -> Picture:
                 "font": {"size": 10, "color": "@muted"},
             })  # fmt: skip
         for i in [*data.finalists[1:], *([] if data.winner is None else [data.winner])]:
-            c = ax.place([data.params[i].get(name)])[0]
+            c = ax.place([data.seen[i].get(name, ABSENT)])[0]
             if math.isfinite(c):
                 at, won = (c - low) / (high - low), i == data.winner
                 shapes.append({"type": "line", "x0": at, "x1": at, "y0": k - 0.2, "y1": k + (0.46 if won else 0.4),
@@ -240,7 +240,7 @@ def _points(
     data: StudyData, ax: SettingAxis, name: str, these: np.ndarray, where: np.ndarray, y: np.ndarray, label: str
 ) -> dict[str, Any]:
     """A scatter of these trials, with what a pointer over one of them says."""
-    values = column(data.params, name)
+    values = column(data.seen, name)
     trace: dict[str, Any] = {"type": "scatter", "mode": "markers", "x": where[these], "y": y, "name": label}
     value = f"<br>{plain(data.best_name)} %{{customdata[1]:.4g}}" if label != "infeasible" else "<br>infeasible"
     if ax.listed:
@@ -334,7 +334,7 @@ def _few(ax: SettingAxis) -> tuple[list[float], list[str]]:
 
 def _best_table(data: StudyData, name: str, ax: SettingAxis) -> Table:
     rows = [
-        [named(data, i), ax.words(data.params[i].get(name)), number(float(data.best[i])),
+        [named(data, i), ax.words(data.seen[i].get(name, ABSENT)), number(float(data.best[i])),
          number(float(data.final[i])), str(data.round[i] + 1)]
         for i in foremost(data, TABLE_TRIALS)
     ]  # fmt: skip
