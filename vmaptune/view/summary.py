@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vmaptune.space import Space
+from vmaptune.store.states import NOTHING_TRAINED
 from vmaptune.view.words import (
-    NOTHING_TRAINED,
     chance,
     configuration,
     counted,
@@ -21,6 +21,7 @@ from vmaptune.view.words import (
 )
 
 ABSENT = "does not exist"
+LOST = "every trial was infeasible: "  # begins the warning of a study without a winner
 
 
 def summary(result: Mapping[str, Any], space: Space | None = None) -> str:
@@ -41,7 +42,8 @@ def summary(result: Mapping[str, Any], space: Space | None = None) -> str:
     lines += best_lines(result, space)
     lines += _ensemble_lines(result)
     for warning in result["warnings"]:
-        lines += ["", f"note: {warning}"]
+        if not warning.startswith(LOST):  # in the place of a best setting
+            lines += ["", f"note: {warning}"]
     study = result["study"]
     lines += [
         "",
@@ -140,7 +142,7 @@ def best_lines(result: Mapping[str, Any], space: Space | None = None) -> list[st
     """The winner and its numbers."""
     best = result["best"]
     if best is None:
-        return [f"{NOTHING_TRAINED[0].lower()}{NOTHING_TRAINED[1:]}"]
+        return [next((w.removeprefix(LOST) for w in result["warnings"] if w.startswith(LOST)), NOTHING_TRAINED)]
     lines = ["the setting to use:", *_setting_lines(best["params"], space)]
     lines.append("")
     objective = result["objective"]

@@ -8,11 +8,6 @@ from typing import Any
 
 from vmaptune.space import Distribution, Space
 
-NOTHING_TRAINED = (
-    "No setting trained to a finite result: lower the upper end of the learning rate, look for log(0) or a division by "
-    "zero in the loss, or train for fewer steps."
-)
-
 
 def number(value: Any, digits: int = 4) -> str:
     """A number with a few significant digits; other values as they are."""

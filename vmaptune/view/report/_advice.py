@@ -14,15 +14,17 @@ from scipy import special
 from vmaptune.search.decide import seed_spread
 from vmaptune.search.verdict import MARGIN
 from vmaptune.space import Distribution
+from vmaptune.store.states import nothing_trained
 from vmaptune.view.report._gather import StudyData
 from vmaptune.view.report._scales import column
 from vmaptune.view.report._settings import axis_of
-from vmaptune.view.words import NOTHING_TRAINED, number
+from vmaptune.view.words import number
 
 MANY = 0.3  # infeasible trials in the first round: worth a word
 REGION = 0.6  # infeasible in a region: leave it out
 FEW = 64  # trials, for which a range is cut into fewer regions
 LEAST_TRAININGS, LEAST_EVALUATIONS = 4, 5  # to say anything of how training ends
+LOST = "every trial was infeasible"  # begins the study's own warning of it
 EARLY = 0.7  # of training: best before that is long before its end
 
 
@@ -65,7 +67,8 @@ def advice(data: StudyData) -> list[Advice]:
             )
         )
     if data.winner is None:
-        found.append(Advice(NOTHING_TRAINED))
+        why = nothing_trained(data.reasons)
+        found.append(Advice(f"{why[:1].upper()}{why[1:]}."))
         return found
     found += _widen(data)
     found += _leave_out(data)
@@ -79,7 +82,7 @@ def warnings(data: StudyData) -> list[str]:
     result = data.result or {}
     said = list(result.get("warnings", []))
     touching = {lean.message for lean in data.leanings}
-    said = [w for w in said if w not in touching]  # those are under "what to do next"
+    said = [w for w in said if w not in touching and not w.startswith(LOST)]  # those are under "what to do next"
     best = result.get("best")
     if best and _finite(best.get("best_seen")) and _finite(best.get("value")) and best.get("repeats", 0) > 1:
         spread = best.get("value_std") or 0.0
