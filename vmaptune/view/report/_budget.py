@@ -106,8 +106,9 @@ def budget(data: StudyData) -> Picture:
         for s in starts[1:]
     ]  # fmt: skip
     notes = [
-        {"x": s, "y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": "left", "text": f"round {r + 1}",
-         "showarrow": False, "font": {"size": 11, "color": "@muted"}, "xshift": -2}
+        {"x": s, "y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": "left",
+         "text": str(r + 1) if r else "round 1", "showarrow": False, "font": {"size": 11, "color": "@muted"},
+         "xshift": -2}
         for r, s in enumerate(starts)
     ]  # fmt: skip
     layout = base_layout(
