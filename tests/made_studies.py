@@ -120,9 +120,15 @@ def _result(best: list[Scored], sign: float, trials: int, confirm: int, meta: di
             "trial": best[0].trial, "value": sign * (best[0].value + 0.01), "value_std": 0.003, "repeats": confirm,
             "best_seen": sign * best[0].value, "params": best[0].params, "test_value": 0.05, "test_std": 0.01,
         }  # fmt: skip
+    finalists = [
+        {"trial": one.trial, "value": sign * (best[0].value + 0.01 + 0.005 * k), "value_std": 0.003, "low": None,
+         "high": None, "repeats": confirm, "infeasible": 0, "expected": None, "chance": None, "params": one.params}
+        for k, one in enumerate(best[:2] if confirm else [])
+    ]  # fmt: skip
     return {
         "study": "made", "trials": trials, "rounds": meta["options"]["rounds"], "objective": meta["objective"],
-        "direction": meta["direction"], "best": winner, "model_steps": 1, "compilations": 1, "infeasible": 0,
+        "direction": meta["direction"], "best": winner, "finalists": finalists, "model_steps": 1,
+        "compilations": 1, "infeasible": 0,
         "seconds": {"total": 10.0, "compile": 4.0, "train": 5.0, "evaluate": 0.5}, "warnings": ["one <i>warning</i>"],
     }  # fmt: skip
 

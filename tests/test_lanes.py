@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interrupted import Crash
 
 import vmaptune as vt
 from vmaptune.cli import main
@@ -20,6 +21,7 @@ from vmaptune.engine.program import Program
 from vmaptune.search.zoom import Scored, best
 from vmaptune.store.states import State
 from vmaptune.task import Task
+from vmaptune.view.summary import summary
 
 TRACED = {"rate": jax.ShapeDtypeStruct((), jnp.float32)}
 
@@ -293,6 +295,45 @@ def test_every_trial_diverging_under_halving_is_a_result_with_advice(blobs, tmp_
     result = vt.load(tmp_path / "b").result
     assert result["best"] is None
     assert any("every trial was infeasible" in w for w in result["warnings"])
+
+
+def defined_from(step: int) -> vt.Experiment:
+    """An objective that is not a number before this step."""
+    task = vt.Task(
+        init=lambda hp, key: jnp.float32(0),
+        step=lambda state, hp, key: state + 1,
+        evaluate=lambda state, hp: {"error": jnp.where(state < step, jnp.nan, (hp.x - 0.3) ** 2 + 1 / state)},
+    )
+    space = {"x": vt.uniform(0.0, 1.0)}
+    return vt.Experiment(space=space, task=task, steps=40, objective="error", name="late")
+
+
+@pytest.mark.parametrize("stopping", ["asha", "sync", "hyperband", "median"])
+def test_an_objective_that_is_not_defined_before_the_first_rung_does_not_count_there(stopping, tmp_path):
+    options = {"trials": 24, "rounds": 2, "stopping": stopping, "halving": "min_steps=20", "report": False,
+               "plan": "every=5", "save_every": 0}  # fmt: skip
+    study = vt.run(defined_from(12), out=tmp_path / "s", **options)
+    assert study.result["infeasible"] == 0
+    assert study.best_params["x"] == pytest.approx(0.3, abs=0.1)
+    early = [p.value for p in study.curve(0) if p.step < 12]
+    assert early
+    assert all(math.isnan(v) for v in early)
+    for n in (4, 8):
+        with pytest.raises(MemoryError):
+            vt.run(defined_from(12), out=tmp_path / f"k{n}", listener=Crash(n), **options)
+        vt.run(defined_from(12), out=tmp_path / f"k{n}", **options)
+        assert (tmp_path / f"k{n}" / "trials.csv").read_text() == (tmp_path / "s" / "trials.csv").read_text()
+
+
+def test_an_objective_that_is_never_defined_at_the_first_rung_is_told_with_the_way_out(tmp_path):
+    study = vt.run(defined_from(30), out=tmp_path / "s", trials=8, rounds=1, halving="min_steps=20", report=False,
+                   plan="every=5")  # fmt: skip
+    assert study.result["best"] is None
+    (said,) = (w for w in study.result["warnings"] if w.startswith("every trial was infeasible"))
+    assert "at step 20, its first evaluation that counts, the objective was not finite" in said
+    assert "--halving min_steps=M" in said
+    assert "learning rate" not in summary(study.result)
+    assert summary(study.result).count("return a finite number there") == 1
 
 
 @pytest.fixture(scope="module")

@@ -83,6 +83,44 @@ def test_the_ledger_alone_gives_the_whole_picture(tmp_path):
     assert 4 < s.silent < 60
 
 
+BEST = {
+    "trial": 0, "value": 0.3, "value_std": 0.02, "repeats": 4, "best_seen": 0.125, "params": {"learning_rate": 0.01},
+}  # fmt: skip
+
+
+def finished(directory: Path) -> Path:
+    """A study whose winner is another trial than the luckiest, which is 1."""
+    with Ledger.open(write_study(directory)) as ledger:
+        result = {"best": BEST, "seconds": {"total": 3.0}, "model_steps": 90}
+        for key, value in {"result": result, "state": "finished", "finished": True}.items():
+            ledger.set_meta(key, value)
+    return directory
+
+
+def test_a_finished_study_shows_its_winner_and_not_the_luckiest_trial(tmp_path, capsys):
+    directory = finished(tmp_path / "s")
+    with LedgerReader.open(directory) as reader:
+        shown = from_ledger(reader)
+    assert [(c.trial, c.winner) for c in shown.curves] == [(0, True), (1, False), (5, False), (4, False)]
+    assert main(["watch", str(directory), "--once"]) == 0
+    assert "winner 0.3 ± 0.02 over 4 fresh seeds, best single value 0.125" in capsys.readouterr().out
+    text = "\n".join(drawn(shown))
+    assert "error 0.3 ± 0.02 over 4 fresh seeds" in text
+    assert "learning_rate=0.01" in text
+    assert "★0" in text
+    assert "alive" not in text
+
+
+def test_the_last_line_of_a_notebook_is_the_winners(tmp_path, monkeypatch):
+    written: list[str] = []
+    view = views.NotebookLine()
+    monkeypatch.setattr(view, "_write", written.append)
+    view.progress(progress(directory=str(finished(tmp_path / "s")), best_params={"learning_rate": 0.1}))
+    view.close()
+    assert "winner 0.3 ± 0.02 over 4 fresh seeds" in written[-1]
+    assert written[-1].endswith("(learning_rate=0.01)")
+
+
 def test_the_rate_is_that_of_the_last_while():
     rate = Rate()
     assert rate.update(0.0, 0) is None

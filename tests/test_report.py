@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_studies import HOSTILE, make_study
+from scipy import stats
 
 import vmaptune as vt
 from vmaptune.cli import main
@@ -27,13 +29,17 @@ from vmaptune.store.schema import COLUMNS, row_sum
 from vmaptune.study._occupancy import Occupancy
 from vmaptune.view.report import Plots, gather, write_report
 from vmaptune.view.report._advice import advice, warnings
+from vmaptune.view.report._answer import best_table
+from vmaptune.view.report._budget import progress
 from vmaptune.view.report._course import occupancy, wilson
+from vmaptune.view.report._luck import on_fresh_seeds
+from vmaptune.view.report._marks import why_not_lowest
 from vmaptune.view.report._pack import Pool
 from vmaptune.view.report._page import page, pictures
 from vmaptune.view.report._picture import DARK, LIGHT, resolve
 from vmaptune.view.report._scales import linear_ticks, log_ticks, reverse_ticks, setting_axis, value_axis
 
-ALWAYS = ["zoom", "curves", "train-valid", "importance", "parallel", "pair", "budget", "random-not-grid"]
+ALWAYS = ["zoom", "curves", "train-valid", "importance", "parallel", "pair", "budget"]
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +245,48 @@ def test_advice_follows_from_the_numbers(tmp_path):
     assert "widen" in json.dumps(axis.layout["annotations"])
 
 
+def confirmed_by(tmp_path, curves, *, maximize=False, name="s"):
+    """A made study whose configurations' trainings on fresh seeds have these curves, `[n, P]`."""
+    with LedgerReader.open(make_study(tmp_path / name, confirm=len(curves) // 2, maximize=maximize)) as reader:
+        data = gather(reader)
+    assert len(data.fresh) == len(curves)
+    fresh = [replace(one, step=np.arange(1, len(c) + 1), value=c) for one, c in zip(data.fresh, curves, strict=True)]
+    return replace(data, fresh=fresh)
+
+
+def said_of_steps(data):
+    return [a.text for a in advice(data) if a.text.startswith(("Train for longer", "Fewer steps"))]
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_train_longer_is_said_by_the_fresh_trainings_with_its_uncertainty(tmp_path, maximize):
+    sign = -1.0 if maximize else 1.0
+    rng = np.random.default_rng(0)
+    flat = sign * (0.5 + 0.01 * rng.standard_normal((8, 10)))
+    assert said_of_steps(confirmed_by(tmp_path, flat, maximize=maximize, name="flat")) == []
+    falling = flat + sign * np.linspace(0.9, -0.9, 10)  # passes 0 just before its end: no ratio of values is told
+    (text,) = said_of_steps(confirmed_by(tmp_path, falling, maximize=maximize, name="falling"))
+    gain = sign * (falling[:, -3] - falling[:, -1])
+    low, high = stats.t.interval(0.95, 7, gain.mean(), stats.sem(gain))
+    assert f"8 trainings on fresh seeds still improved {'accuracy' if maximize else 'error'} by" in text
+    assert f"{gain.mean():.4g} ({low:.4g} to {high:.4g} at 95 %)" in text
+    rising = flat + sign * np.abs(np.linspace(-0.3, 0.7, 10))
+    (text,) = said_of_steps(confirmed_by(tmp_path, rising, maximize=maximize, name="rising"))
+    assert "were best after 33% of training" in text
+    assert "%" not in text.split("worsened by")[1].replace("95 %", "")
+
+
+def test_noise_alone_rarely_says_that_training_was_too_short_or_too_long(tmp_path):
+    data = confirmed_by(tmp_path, np.zeros((8, 10)))
+    said = 0
+    for seed in range(300):
+        values = np.random.default_rng(seed).standard_normal((8, 10))
+        said += bool(said_of_steps(replace(data, fresh=[
+            replace(one, value=c) for one, c in zip(data.fresh, values, strict=True)
+        ])))  # fmt: skip
+    assert said <= 25  # one-sided 2.5 % each, so 15 of 300; the seeds are fixed
+
+
 def test_a_study_whose_trials_all_diverged_says_so(tmp_path):
     space = vt.Space({"learning_rate": vt.uniform(0.5, 0.9)})
     text = write_report(make_study(tmp_path / "s", space=space, confirm=0)).read_text("utf-8")
@@ -269,6 +317,143 @@ def test_advice_names_a_directory_of_its_own_and_what_to_fix_at_which_value(tmp_
     for each in advice(data):
         if each.command and each.command.startswith("vmaptune run"):
             assert each.command.endswith(f" --out {path}-next")
+
+
+def test_the_winner_and_the_others_that_were_confirmed_are_marked_in_every_figure_and_table(study, data):
+    first, second = data.finalists
+    assert first == data.winner
+    ids = {i: int(data.trial[i]) for i in (first, second)}
+    names = [f"{ids[first]} ★ the winner", f"{ids[second]} ◇ place 2"]
+    for picture in pictures(data):
+        if picture.name.startswith(("axis-", "pair", "isolation-", "train-valid")):
+            star = next(t for t in picture.data if t.get("name") == "the winner")
+            diamond = next(t for t in picture.data if t.get("name") == "confirmed too")
+            assert (star["marker"]["symbol"], diamond["marker"]["symbol"]) == ("star", "diamond-open"), picture.name
+            assert f"trial {names[0]}" in star["text"][0], picture.name
+            assert f"trial {names[1]}" in diamond["text"][0], picture.name
+        if picture.name.startswith("axis-") or picture.name == "pair":
+            assert [row[0] for row in picture.table.rows[:2]] == names, picture.name
+    figures = {p.name: p for p in pictures(data)}
+    assert [t["name"] for t in figures["curves"].data if set("★◇") & set(t.get("name", ""))] == [
+        f"trial {n}" for n in reversed(names)
+    ]
+    lines = figures["parallel"].data[0]
+    colours = dict(zip(lines["customdata"].tolist(), lines["line"]["color"].tolist(), strict=True))
+    assert sorted(colours, key=colours.get)[-2:] == [ids[second], ids[first]]  # Plotly draws larger ones over smaller
+    assert page(data).count(names[0]) >= 5
+
+
+def test_the_three_numbers_that_the_objective_may_mean_have_a_name_each(data):
+    text = re.sub(r"<.*?>", "", page(data))
+    assert "Three numbers are called error here. Last error: of one training at its end" in text
+    winner = (data.result or {})["best"]
+    assert f"confirmed error {winner['value']:.4g}" in text.replace("error  ", "error ")
+    for picture in pictures(data):
+        if picture.name.startswith(("axis-", "isolation-")):
+            assert picture.layout["yaxis"]["title"]["text"] == "best error", picture.name
+        if picture.table:  # nowhere the name alone
+            assert "error" not in picture.table.headers, picture.name
+    row = best_table(data).rows[0]
+    assert row[2:5] == [
+        f"{v:.4g}" for v in (data.final[data.winner], data.best[data.winner], winner["value"])
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_why_the_star_is_not_the_best_dot_is_said_where_it_is_not(maximize, tmp_path):
+    with LedgerReader.open(make_study(tmp_path / "s", maximize=maximize)) as reader:
+        data = gather(reader)
+    seen = data.sign * np.where(data.feasible, data.best, data.sign * np.inf)
+    first = int(seen.argmin())
+    said = why_not_lowest(data)
+    if first == data.winner:
+        assert said == ""
+        data.best[data.winner] += 0.5 * data.sign
+        said = why_not_lowest(data)
+        first = int((data.sign * np.where(data.feasible, data.best, data.sign * np.inf)).argmin())
+    assert said.startswith(f"Trial {data.trial[first]}'s dot is {'higher' if maximize else 'lower'} than the star's")
+
+
+@pytest.mark.parametrize("draw", ["near", "spread", "two"])
+def test_what_the_best_of_many_is_worth_on_fresh_seeds(draw):
+    """Against means that are known: the single value is far too good, what is expected of it is not, and the band holds
+    it as often as it says."""
+    held, single, expected = [], [], []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        means = {
+            "near": 0.3 * rng.standard_normal(48), "spread": rng.gamma(2, 1, 48),
+            "two": np.where(rng.random(48) < 0.5, 0, 5) + 0.2 * rng.standard_normal(48),
+        }[draw]  # fmt: skip
+        values = 7 + 2 * (means + rng.standard_normal(48))  # the seeds' spread is 2
+        i = int(values.argmin())
+        mean, low, high = on_fresh_seeds(values, values[i], 2.0)
+        true = 7 + 2 * means[i]
+        held.append(low <= true <= high)
+        single.append((values[i] - true) / 2)
+        expected.append((mean - true) / 2)
+    assert np.mean(held) >= 0.8
+    assert np.mean(single) < -1.5
+    assert abs(np.mean(expected)) < 0.6
+    assert on_fresh_seeds(values, values[i], 0.0) == (values[i],) * 3
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_the_band_of_best_against_budget_may_lie_on_the_worse_side_of_the_single_value(tmp_path, maximize):
+    with LedgerReader.open(make_study(tmp_path / "s", maximize=maximize, rounds=1, trials=90)) as reader:
+        data = gather(reader)
+    found = progress(data)
+    done = np.isfinite(found.single)
+    assert found.single[-1] == data.final[data.order[0]]
+    assert (data.sign * np.diff(found.single[done]) <= 0).all()
+    assert (found.low[done] <= found.expected[done]).all()
+    assert (found.expected[done] <= found.high[done]).all()
+    assert data.sign * found.expected[-1] > data.sign * found.single[-1]
+    (picture,) = (p for p in pictures(data) if p.name == "budget")
+    assert picture.table.rows[-1][2:4] == [f"{v[-1]:.4g}" for v in (found.single, found.expected)]
+
+
+def test_without_repeats_the_best_against_budget_is_called_single_values(tmp_path):
+    with LedgerReader.open(make_study(tmp_path / "s", confirm=0)) as reader:
+        (picture,) = (p for p in pictures(gather(reader)) if p.name == "budget")
+    assert "Single values" in picture.caption
+    assert len(picture.data) == 1
+
+
+def test_the_page_of_a_retest_says_its_verdict(tmp_path):
+    path = make_study(tmp_path / "s")
+    with Ledger.open(path) as ledger:
+        result = ledger.meta()["result"]
+        one = {"params": result["best"]["params"], "then": {"value": 0.5},
+               "now": {"mean": 0.5, "std": 0.1, "n": 32, "failed": 0}}  # fmt: skip
+        result["retest"] = {"verdict": "unclear", "of": "runs/a", "old": one, "new": one, "gain": -0.1, "p": 0.7,
+                            "interval": [-0.2, 0.1], "level": 0.002, "margin": 0.3, "repeats": 32,
+                            "most": 32}  # fmt: skip
+        ledger.set_meta("result", result)
+    text = write_report(path).read_text("utf-8")
+    assert text.index("Retest of runs/a: unclear: run again with more than 32 --repeats") < text.index(
+        'id="answer-title"'
+    )
+    assert "worse by 0.1 (99.8 % from worse by 0.2 to better by 0.1; p = 0.7)" in text
+
+
+def test_none_the_option_and_a_setting_that_does_not_exist_look_different(tmp_path):
+    space = vt.Space(
+        {
+            "optimizer": vt.choice(["sgd", "adam"]),
+            "clip": vt.choice([None, 1.0], when={"optimizer": "sgd"}),
+            "learning_rate": vt.loguniform(1e-4, 1.0),
+        }
+    )
+    with LedgerReader.open(make_study(tmp_path / "s", trials=60, space=space)) as reader:
+        data = gather(reader)
+    assert all("clip" in p for p in data.params)
+    there = [p["optimizer"] == "sgd" for p in data.params]
+    (picture,) = (p for p in pictures(data) if p.name == "isolation-clip")
+    assert sum(int(row[1]) for row in picture.table.rows) == sum(there)
+    table = best_table(data)
+    column = [row[table.headers.index("clip")] for row in table.rows]
+    assert set(column) == {"off", "None", "1"}
 
 
 # ---- axes --------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from vmaptune.cli import main
 from vmaptune.search.decide import alike, chances, settle
 from vmaptune.study._held_out import rate_error
 from vmaptune.view.export import export
-from vmaptune.view.summary import best_lines, finalist_lines, summary
-from vmaptune.view.words import single_values
+from vmaptune.view.live._draw import settings as live_settings
+from vmaptune.view.summary import best_lines, finalist_lines, retest_lines, summary
+from vmaptune.view.words import configuration, single_values
 
 OPTIONS = {"trials": 32, "rounds": 2, "report": False}
 
@@ -127,6 +128,56 @@ def test_words_for_each_case():
     best["best_seen_trial"] = 5
     assert single_values(best).endswith("0.1, by another configuration, trial 5; this one had 0.1")
     assert single_values({"trial": 3, "best_seen": 0.1}).endswith("searching: 0.1")  # an older study
+
+
+# ---- settings in words -----------------------------------------------------------------------------------
+
+CONDITIONAL = vt.Space(
+    {
+        "optimizer": vt.choice(["sgd", "adam", None]),
+        "momentum": vt.reverseloguniform(0.5, 0.9999, when={"optimizer": "sgd"}),
+        "dropout": vt.uniform(0.0, 1.0),
+        "clip": vt.choice([None, 1.0], when={"optimizer": "sgd"}),
+    }
+)
+
+
+def test_a_distance_from_1_is_for_its_scale_alone_and_what_does_not_exist_is_not_printed():
+    sgd = {"optimizer": "sgd", "momentum": 0.99965415, "dropout": 0.99965415, "clip": None}
+    assert configuration(sgd, CONDITIONAL) == {
+        "optimizer": "sgd", "momentum": "1 - 3.458e-4  (0.99965415)", "dropout": "0.9997", "clip": "None",
+    }  # fmt: skip
+    assert configuration({**sgd, "dropout": 0.99999}, CONDITIONAL)["dropout"] == "0.99999"
+    adam = {"optimizer": None, "momentum": None, "dropout": 0.5, "clip": None}
+    assert configuration(adam, CONDITIONAL) == {"optimizer": "None", "dropout": "0.5"}
+    assert live_settings(adam, CONDITIONAL) == "optimizer=None  dropout=0.5"
+    assert live_settings(sgd, CONDITIONAL) == "optimizer=sgd  momentum=1-3.46e-4  dropout=0.99965415  clip=None"
+    best = {"trial": 0, "value": 1.0, "value_std": None, "repeats": 0, "best_seen": 1.0, "params": adam}
+    result = {
+        "best": best,
+        "objective": "error",
+        "finalists": [{**best, "low": None, "high": None, "chance": None}] * 2,
+    }
+    said = "\n".join(best_lines(result, CONDITIONAL))
+    assert "momentum" not in said
+    assert "clip" not in said
+    assert "optimizer = None" in said
+    assert finalist_lines(result, CONDITIONAL)[-1].split()[-2:] == ["None", "0.5"]
+
+
+def test_a_retest_is_told_with_its_interval_and_worse_is_called_worse():
+    one = {
+        "params": {"optimizer": "sgd"},
+        "then": {"value": 0.5},
+        "now": {"mean": 0.5, "std": 0.1, "n": 32, "failed": 0},
+    }
+    found = {
+        "verdict": "still best", "of": "runs/a", "old": one, "new": one, "gain": -5.583e-4, "interval": [-0.002, 0.001],
+        "level": 0.002, "p": 0.7, "margin": 0.05, "repeats": 32, "most": 192,
+    }  # fmt: skip
+    said = "\n".join(retest_lines(found, "error"))
+    assert "worse by 5.583e-4 (99.8 % from worse by 0.002 to better by 0.001; p = 0.7)" in said
+    assert "100" not in said
 
 
 # ---- the finalists ---------------------------------------------------------------------------------------

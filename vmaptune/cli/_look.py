@@ -61,7 +61,7 @@ def _best(args: argparse.Namespace) -> int:
 
     study = load(args.study)
     if args.format == "table":
-        print("\n".join([*best_lines(study.result), *finalist_lines(study.result)]))
+        print("\n".join([*best_lines(study.result, study.space), *finalist_lines(study.result, study.space)]))
     elif args.format == "json":
         print(strict_json({**study.best, "finalists": study.finalists}))
     else:

@@ -119,7 +119,7 @@ def _panda(args: argparse.Namespace) -> int:
             if screen is not None:
                 screen.close()
             study = model.finish(state)
-    print(strict_json(study.result) if args.json else panda_text(study.result))
+    print(strict_json(study.result) if args.json else panda_text(study.result, study.space))
     return OK if study.result["best"] is not None else NOTHING_TRAINED
 
 

@@ -205,7 +205,7 @@ def _trained(args: argparse.Namespace, train: Callable[[Any], Any]) -> int:
         if view:
             with contextlib.suppress(OSError):  # the terminal is gone
                 view.close()
-    print(strict_json(study.result) if args.json else summary(study.result))
+    print(strict_json(study.result) if args.json else summary(study.result, study.space))
     return OK if study.result["best"] is not None else NOTHING_TRAINED
 
 

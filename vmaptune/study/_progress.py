@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vmaptune.engine.lanes import Lanes
+from vmaptune.space import Space
 
 BEAT = 1.0  # seconds
 GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
@@ -42,6 +43,7 @@ class Progress:
     rungs: Sequence[tuple[int, int]] = ()  # with early stopping: (steps, trials of this round that came so far)
     bound: float | None = None  # model-steps a second that the machine's arithmetic alone allows, where known
     until: float | None = None  # the seconds that the study was given, where it was given some
+    space: Space | None = None  # the first round's
 
 
 class Listener(Protocol):
@@ -117,6 +119,7 @@ class Counts:
     name: str = ""
     directory: str = ""
     objective: str = "objective"
+    space: Space | None = None
     lanes: Sequence[Any] = ()  # of the groups that train now
     submitted: int = 0  # trials that have begun, or wait for a lane
     done: int = 0  # trials that have ended
@@ -197,6 +200,7 @@ class Counts:
             rungs=self.rungs,
             bound=self.bound,
             until=self.until,
+            space=self.space,
         )
 
     def tell(self) -> None:

@@ -66,7 +66,7 @@ class StudyRun:
             rounds=len(self.budget.rounds), trials=options.trials,
             sign=1.0 if self.experiment.direction == "minimize" else -1.0, listener=heard(listener),
             warnings=list(warnings), name=source.name if source else self.experiment.name, directory=str(directory),
-            objective=self.experiment.objective,
+            objective=self.experiment.objective, space=space,
         )  # fmt: skip
         self.rounds, self.search = Rounds(self), Search(self)
         if options.stopping:  # a first rung that no trial reaches is a mistake

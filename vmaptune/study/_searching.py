@@ -12,6 +12,7 @@ from vmaptune.search.proposer import proposer_for
 from vmaptune.search.zoom import Scored, best
 from vmaptune.space import Space
 from vmaptune.store.ledger import TrialRow
+from vmaptune.store.states import nothing_trained
 from vmaptune.study._outcome import known
 from vmaptune.study._population import Population
 from vmaptune.study._rounds import Params
@@ -20,11 +21,6 @@ from vmaptune.study._structure import within_padding
 
 if TYPE_CHECKING:
     from vmaptune.study._run import StudyRun
-
-ALL_INFEASIBLE = (
-    "every trial was infeasible: no setting trained to a finite result. Lower the upper end of the learning rate, "
-    "check the loss for log(0) or division by 0, or train for fewer steps"
-)
 
 
 class Search:
@@ -97,7 +93,7 @@ class Search:
             study.rounds.end(rows, keep=True)
         (winner,) = best([study.rounds.scored(study.training.rows[row.trial]) for row in rows], 1) or (None,)
         if winner is None:
-            study.counts.warn(ALL_INFEASIBLE)
+            self._warn_of_nothing()
             return None
         return replace(winner, params=params[winner.trial])
 
@@ -108,7 +104,7 @@ class Search:
             study.pace.confirmation(standings)
         chosen = self._decisions.finalists(standings, study.budget) or finalists(standings, 1)
         if not chosen:
-            study.counts.warn(ALL_INFEASIBLE)
+            self._warn_of_nothing()
             return None, []
         if not study.budget.finalists:
             return chosen[0], []
@@ -200,8 +196,7 @@ class Search:
         study = self.study
         if not slice_:
             study.counts.warn(
-                f"round {study.counts.round}: every trial was infeasible, so the next round draws from the same "
-                f"space; lower the upper end of the learning rate, or look for a loss that is never finite"
+                f"round {study.counts.round}: every trial was infeasible, so the next round draws from the same space"
             )
             return space
         finer = self._decisions.finer(space, slice_)
@@ -211,6 +206,10 @@ class Search:
                 study.counts.warn(note)
         study.rounds.decide("zoom", {"slice": [s.trial for s in slice_], "space": finer.to_json()})
         return finer
+
+    def _warn_of_nothing(self) -> None:
+        why = nothing_trained(row.reason for row in self.study.training.rows.values())
+        self.study.counts.warn(f"every trial was infeasible: {why}")
 
     def _slice_so_far(self) -> list[Scored]:
         """The best of all trials so far: those that have ended, and those that train by the rung they reached."""

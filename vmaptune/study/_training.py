@@ -27,7 +27,7 @@ from vmaptune.search.zoom import Scored
 from vmaptune.store.checkpoints import Snapshot
 from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
 from vmaptune.store.live import HEARTBEAT
-from vmaptune.store.states import State
+from vmaptune.store.states import UNDEFINED, State
 from vmaptune.study._groups import PATIENCE, Group, Groups
 from vmaptune.study._occupancy import Occupancy
 from vmaptune.study._options import Options
@@ -240,9 +240,13 @@ class Training:
                 row = self.rows[trial]
                 if row.round < self.counts.rounds:
                     bad = row.steps if row.state == State.INFEASIBLE else None
-                    values = [math.nan if p.step == bad or p.value is None else p.value for p in curve]
-                    seen = [(p.step, self.counts.sign * v) for p, v in zip(curve, values, strict=True)]
                     steps = self.experiment.total_steps(row.params)
+                    first = self.options.stopping.first_rung(steps)
+                    values = [math.nan if p.step == bad or p.value is None else p.value for p in curve]
+                    seen = [
+                        (p.step, self.counts.sign * v) for p, v in zip(curve, values, strict=True)
+                        if math.isfinite(v) or p.step >= first or p.step == bad
+                    ]  # fmt: skip
                     self.rules.restore(row.round, steps, trial, seen, row.state == State.STOPPED)
             self.rules.settled()
         self.counts.lanes = list(self.lanes.values())
@@ -328,7 +332,7 @@ class Training:
         self.counts.rungs = self._rungs(points)
         for point in points:
             value = point.metrics[self.experiment.objective]
-            reason = infeasible(point, value)
+            reason = None if self._undefined_yet(point) else infeasible(point, value)
             curve.append(CurvePoint(point.trial, point.step, point.loss, value, point.metrics))
             row = self.rows[point.trial]
             self.counts.steps_seen += point.step - row.steps
@@ -361,12 +365,20 @@ class Training:
             self.lanes[self.groups.of(row.params).number].submit([self.job(row, self._keeps)], first=True)
         return Leaving(stop, verdict.wait)
 
+    def _undefined_yet(self, point: Point) -> bool:
+        """Whether the objective of a training that goes well is not finite before its first rung: under early stopping,
+        which evaluates sooner, that does not count, since it may be defined later only."""
+        if not self.options.stopping or point.bad is not None:
+            return False
+        first = self.options.stopping.first_rung(self.experiment.total_steps(self.rows[point.trial].params))
+        return point.step < first and not math.isfinite(point.metrics[self.experiment.objective])
+
     def _verdict(self, points: Sequence[Point]) -> Verdict:
         """What the rounds' rules say of a segment's trials, and of those that waited for them."""
         reports: dict[tuple[int, int], list[tuple[int, int, float]]] = {}
         for point in points:
             row = self.rows[point.trial]
-            if row.round >= self.counts.rounds:  # the confirmation trains to the end
+            if row.round >= self.counts.rounds or self._undefined_yet(point):  # the confirmation trains to the end
                 continue
             value = point.metrics[self.experiment.objective]
             value = math.nan if infeasible(point, value) else self.counts.sign * value
@@ -414,5 +426,5 @@ def infeasible(point: Point, value: float) -> str | None:
     if point.bad is not None:
         return f"diverged: the loss is not finite at step {point.bad}"
     if not math.isfinite(value):
-        return f"the objective is not finite at step {point.step}"
+        return f"{UNDEFINED} {point.step}"
     return None

@@ -6,22 +6,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vmaptune.space import Space
+from vmaptune.store.states import NOTHING_TRAINED
 from vmaptune.view.words import (
-    NOTHING_TRAINED,
     chance,
+    configuration,
     counted,
     duration,
     interval,
     left_open,
     number,
-    setting,
     single_values,
     size,
 )
 
+ABSENT = "does not exist"
+LOST = "every trial was infeasible: "  # begins the warning of a study without a winner
 
-def summary(result: Mapping[str, Any]) -> str:
-    """A finished study: the setting to use, how sure that is, and where everything lies."""
+
+def summary(result: Mapping[str, Any], space: Space | None = None) -> str:
+    """A finished study: the setting to use, how sure that is, and where everything lies. By its space it is known which
+    settings exist, and on which scale they are."""
     seconds = result["seconds"]
     lines = [
         f"{result['trials']} trials in {counted(result['rounds'], 'round')}, "
@@ -33,11 +38,12 @@ def summary(result: Mapping[str, Any]) -> str:
         "",
     ]
     if "retest" in result:
-        lines += [*retest_lines(result["retest"], result["objective"]), ""]
-    lines += best_lines(result)
+        lines += [*retest_lines(result["retest"], result["objective"], space), ""]
+    lines += best_lines(result, space)
     lines += _ensemble_lines(result)
     for warning in result["warnings"]:
-        lines += ["", f"note: {warning}"]
+        if not warning.startswith(LOST):  # in the place of a best setting
+            lines += ["", f"note: {warning}"]
     study = result["study"]
     lines += [
         "",
@@ -90,7 +96,7 @@ def _report_lines(study: str) -> list[str]:
     return [f"look at it: {page}, in any browser"] if page.exists() else []
 
 
-def retest_lines(found: Mapping[str, Any], objective: str) -> list[str]:
+def retest_lines(found: Mapping[str, Any], objective: str, space: Space | None = None) -> list[str]:
     """The verdict of a retest, and its evidence."""
 
     def figure(one: Mapping[str, Any]) -> str:
@@ -98,38 +104,46 @@ def retest_lines(found: Mapping[str, Any], objective: str) -> list[str]:
         return f"{number(one['mean'])} ± {number(one['std'])}{failed}"
 
     old, new, n = found["old"], found["new"], found["repeats"]
-    most = found.get("most", n)  # studies of before have no such number
-    verdict = {"unclear": f"unclear: run again with more than {most} --repeats"}.get(found["verdict"], found["verdict"])
     lines = [
-        f"verdict on {found['of']}: {verdict}",
+        f"verdict on {found['of']}: {retest_verdict(found)}",
         f"  the old best: {objective} {figure(old['now'])} over {n} fresh seeds ({number(old['then']['value'])} then)",
     ]
     if found["gain"] is not None and abs(found["gain"]) != float("inf"):
         low, high = found["interval"]
-        sure = f"{1 - found.get('level', 0.05):.0%}"
+        sure = f"{100 * (1 - found.get('level', 0.05)):.4g} %"
         lines.append(
-            f"  its best rival: {figure(new['now'])}; better by {number(found['gain'])} "
-            f"({sure} between {number(low)} and {number(high)}; p = {found['p']:.2g})"
+            f"  its best rival: {figure(new['now'])}; {_better(found['gain'])} "
+            f"({sure} from {_better(low)} to {_better(high)}; p = {found['p']:.2g})"
         )
     if found["verdict"] == "still best" and found.get("margin") is not None:
         lines.append(f"  a rival that is better by {number(found['margin'])} would hardly have been missed")
     if found["verdict"] == "moved":
+        before, after = configuration(old["params"], space), configuration(new["params"], space)
         lines += [
-            f"  {name}: {setting(old['params'].get(name))} → {setting(value)}"
-            for name, value in new["params"].items()
-            if old["params"].get(name) != value
+            f"  {name}: {before.get(name, ABSENT)} → {after.get(name, ABSENT)}"
+            for name in new["params"]
+            if before.get(name) != after.get(name)
         ]
     return lines
 
 
-def best_lines(result: Mapping[str, Any]) -> list[str]:
+def retest_verdict(found: Mapping[str, Any]) -> str:
+    """Whether the old best is still best, in a few words."""
+    most = found.get("most", found["repeats"])  # studies of before have no such number
+    return {"unclear": f"unclear: run again with more than {most} --repeats"}.get(found["verdict"], found["verdict"])
+
+
+def _better(gain: float) -> str:
+    """A gain in words: less than none is worse."""
+    return f"{'worse' if gain < 0 else 'better'} by {number(abs(gain))}"
+
+
+def best_lines(result: Mapping[str, Any], space: Space | None = None) -> list[str]:
     """The winner and its numbers."""
     best = result["best"]
     if best is None:
-        return [f"{NOTHING_TRAINED[0].lower()}{NOTHING_TRAINED[1:]}"]
-    width = max(len(name) for name in best["params"])
-    lines = ["the setting to use:"]
-    lines += [f"  {name.ljust(width)} = {setting(value)}" for name, value in best["params"].items()]
+        return [next((w.removeprefix(LOST) for w in result["warnings"] if w.startswith(LOST)), NOTHING_TRAINED)]
+    lines = ["the setting to use:", *_setting_lines(best["params"], space)]
     lines.append("")
     objective = result["objective"]
     if best["repeats"]:
@@ -145,7 +159,13 @@ def best_lines(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def finalist_lines(result: Mapping[str, Any]) -> list[str]:
+def _setting_lines(params: Mapping[str, Any], space: Space | None) -> list[str]:
+    words = configuration(params, space)
+    width = max(map(len, words), default=0)
+    return [f"  {name.ljust(width)} = {text}" for name, text in words.items()]
+
+
+def finalist_lines(result: Mapping[str, Any], space: Space | None = None) -> list[str]:
     """Every configuration that was confirmed, the winner first; nothing where there are no others."""
     found = result.get("finalists") or []
     if len(found) < 2:
@@ -156,13 +176,19 @@ def finalist_lines(result: Mapping[str, Any]) -> list[str]:
             f"{i + 1}.", str(one["trial"]), number(one["value"]),
             "" if one["value_std"] is None else number(one["value_std"]), interval(one),
             str(one["repeats"]), chance(one["chance"]),
-            *("" if v is None else number(v) for v in one["params"].values()),
+            *_cells(one["params"], space),
         ]
         for i, one in enumerate(found)
     ]  # fmt: skip
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
     return ["", f"the {len(found)} that were confirmed (chance: of being the best of them):", *lines]
+
+
+def _cells(params: Mapping[str, Any], space: Space | None) -> list[str]:
+    """A configuration as cells; empty for a setting that does not exist in it."""
+    there = configuration(params, space)
+    return [number(value) if name in there else "" for name, value in params.items()]
 
 
 def check_text(check: Any) -> str:
@@ -235,15 +261,14 @@ def replay_text(replay: Any) -> str:
     return "\n".join(lines)
 
 
-def panda_text(result: Mapping[str, Any]) -> str:
+def panda_text(result: Mapping[str, Any], space: Space | None = None) -> str:
     """The end of a babysat model: what it came to, with which settings, and where it lies."""
     best = result["best"]
     if best is None:
         lines = ["the loss is not finite: nothing was kept; roll back earlier, or lower the learning rate"]
     else:
         lines = [f"{result['objective']} {number(best['value'])} (best on the way: {number(best['best_seen'])})", ""]
-        width = max(len(name) for name in best["params"])
-        lines += [f"  {name.ljust(width)} = {setting(value)}" for name, value in best["params"].items()]
+        lines += _setting_lines(best["params"], space)
         lines += ["", f'the trained model: vmaptune.load("{result["study"]}").best_model()']
     lines += [f"note: {warning}" for warning in result["warnings"]]
     return "\n".join([*lines, f"everything is in {result['study']}"])

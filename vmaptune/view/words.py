@@ -6,10 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-NOTHING_TRAINED = (
-    "No setting trained to a finite result: lower the upper end of the learning rate, look for log(0) or a division by "
-    "zero in the loss, or train for fewer steps."
-)
+from vmaptune.space import Distribution, Space
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -25,11 +22,26 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
-def setting(value: Any) -> str:
-    """A setting's value, with enough digits to be used: 0.9995 is not 1."""
-    if isinstance(value, float) and 0.9 < value < 1:
+def setting(value: Any, d: Distribution | None = None) -> str:
+    """A setting's value, with enough digits to be used; of the scale of 1 - x as its distance from 1 too."""
+    if not isinstance(value, float):
+        return str(value)
+    if d is not None and d.kind == "reverseloguniform" and 0.9 < value < 1:
         return f"1 - {number(1 - value)}  ({value:.8g})"
-    return number(value) if isinstance(value, float) else str(value)
+    text = number(value)
+    return f"{value:.8g}" if text == "1" else text
+
+
+def existing(params: Mapping[str, Any], space: Space | None = None) -> dict[str, Any]:
+    """The settings of a configuration that exist in it: where one does not, it has None, which is an option too."""
+    there = space.active(params) if space is not None and all(name in params for name in space) else {}
+    return {name: value for name, value in params.items() if there.get(name, True)}
+
+
+def configuration(params: Mapping[str, Any], space: Space | None = None) -> dict[str, str]:
+    """The same in words."""
+    kinds = {name: space[name] if space is not None and name in space else None for name in params}
+    return {name: setting(value, kinds[name]) for name, value in existing(params, space).items()}
 
 
 def duration(seconds: float) -> str:

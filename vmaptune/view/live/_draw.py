@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vmaptune.space import Distribution, Space
 from vmaptune.view.live._snapshot import Curve, Snapshot
 from vmaptune.view.live._spark import bounds_of, sparkline
-from vmaptune.view.words import duration, number
+from vmaptune.view.words import counted, duration, existing, number
 
 WHERE = {"search": "round {round}/{rounds}", "confirm": "confirming", "compile": "compiling"}
 FOLDS_FROM = 16  # lines of a terminal: with fewer, what is too long for a line ends in dots
@@ -27,15 +29,21 @@ def rungs(s: Snapshot) -> str:
     return " → ".join([*steps, f"end: {s.rungs[-1][1]:,}"]) if s.rungs else ""
 
 
-def settings(params: Mapping[str, Any]) -> str:
-    """A setting in one line; a value just below 1 as its distance from 1."""
-    return "  ".join(f"{name}={_short(value)}" for name, value in params.items())
+def settings(params: Mapping[str, Any], space: Space | None = None) -> str:
+    """A configuration in one line; a value just below 1 on the scale of 1 - x as its distance from 1."""
+    return "  ".join(
+        f"{name}={_short(value, space[name] if space is not None and name in space else None)}"
+        for name, value in existing(params, space).items()
+    )
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, float) and 0.9 < value < 1:
+def _short(value: Any, d: Distribution | None) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if 0.9 < value < 1 and (d is None or d.kind == "reverseloguniform"):
         return f"1-{number(1 - value, 3)}"
-    return number(value, 3) if isinstance(value, float) else str(value)
+    text = number(value, 3)
+    return f"{value:.8g}" if text == "1" else text
 
 
 def speed(s: Snapshot) -> str | None:
@@ -51,13 +59,24 @@ def line(s: Snapshot) -> str:
     parts = [where(s), f"{s.done}/{s.trials} trials", speed(s)]
     if s.left is not None:
         parts.append(f"{duration(s.left)} left")
-    if s.best is not None:
+    if s.winner is not None:
+        parts.append(f"{confirmed(s.winner)}, best single value {number(s.winner['best_seen'])}")
+    elif s.best is not None:
         parts.append(f"best {number(s.best)}")
     if s.stopped:
         parts.append(f"{s.stopped} stopped")
     if s.infeasible:
         parts.append(f"{s.infeasible} diverged")
     return f"[{duration(s.seconds)}] " + " · ".join(part for part in parts if part)
+
+
+def confirmed(winner: Mapping[str, Any]) -> str:
+    """The winner of a finished study in a few words: not the best single value, which is partly luck."""
+    if not winner.get("repeats"):
+        return f"winner {number(winner['value'])} (not confirmed)"
+    spread = winner.get("value_std")
+    plus = f" ± {number(spread)}" if isinstance(spread, float) and math.isfinite(spread) else ""
+    return f"winner {number(winner['value'])}{plus} over {counted(winner['repeats'], 'fresh seed')}"
 
 
 def panel(s: Snapshot, width: int, height: int) -> Any:
@@ -82,18 +101,23 @@ def panel(s: Snapshot, width: int, height: int) -> Any:
     grid.add_row("lanes", lanes)
     if speed(s):
         grid.add_row("speed", Text(speed(s) or "", overflow="ellipsis"))
-    if s.best is not None:
+    params = s.winner["params"] if s.winner is not None else s.best_params
+    if s.winner is not None:
+        text = confirmed(s.winner).removeprefix("winner ")
+        grid.add_row("winner", Text.assemble((f"{s.objective} {text}", "bold green"), overflow="ellipsis"))
+    elif s.best is not None:
         grid.add_row("best", Text.assemble((f"{s.objective} {number(s.best)}", "bold green")))
-        grid.add_row("", Text(settings(s.best_params), overflow="fold", no_wrap=False))
+    if params:
+        grid.add_row("", Text(settings(params, s.space), overflow="fold", no_wrap=False))
     room = (
         height
         - 7
-        - sum(-(-len(text) // max(1, inner - 8)) for text in (rungs(s), lanes.plain, settings(s.best_params)))
+        - sum(-(-len(text) // max(1, inner - 8)) for text in (rungs(s), lanes.plain, settings(params, s.space)))
     )
     shown = s.curves[: max(0, min(len(s.curves), room))]
     if shown:
         longest = max(len(curve.values) for curve in shown)
-        lines = _curves(shown, max(8, min(32, inner // 3, longest)))
+        lines = _curves(shown, max(8, min(32, inner // 3, longest)), s.space)
         for line_ in lines:
             line_.truncate(inner - 8, overflow="ellipsis")
         grid.add_row("curves", Text("\n").join(lines))
@@ -108,7 +132,7 @@ def panel(s: Snapshot, width: int, height: int) -> Any:
     )  # fmt: skip
 
 
-def _curves(shown: Sequence[Curve], width: int) -> list[Any]:
+def _curves(shown: Sequence[Curve], width: int, space: Space | None) -> list[Any]:
     """A line for each curve: the trial, its sparkline, where it is now, and its setting."""
     from rich.text import Text
 
@@ -120,10 +144,10 @@ def _curves(shown: Sequence[Curve], width: int) -> list[Any]:
         colour = "cyan" if curve.running else "green"
         lines.append(
             Text.assemble(
-                (f"#{curve.trial}".rjust(digits + 1), "dim"),
+                (f"{'★' if curve.winner else '#'}{curve.trial}".rjust(digits + 1), "dim"),
                 (" " + sparkline(curve.values, width, bounds).ljust(width), colour),
                 (" " + (number(last) if last is not None else "").rjust(8), colour),
-                ("  " + settings(curve.params), "dim"),
+                ("  " + settings(curve.params, space), "dim"),
             )
         )
     return lines

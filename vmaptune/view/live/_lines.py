@@ -6,8 +6,10 @@ import sys
 import time
 from typing import Any, TextIO
 
+from vmaptune.errors import VmaptuneError
+from vmaptune.store.ledger import LedgerReader
 from vmaptune.view.live._draw import line, settings
-from vmaptune.view.live._snapshot import Rate, from_progress
+from vmaptune.view.live._snapshot import Rate, Snapshot, from_ledger, from_progress
 
 LOG_EVERY = 10.0  # seconds
 NOTEBOOK_EVERY = 0.5
@@ -83,12 +85,23 @@ class NotebookLine(PlainLines):
         super().progress(progress)
 
     def close(self) -> None:
-        """Leaves the last state, with the best setting, in the notebook."""
+        """Leaves the last state in the notebook, with the winner's setting, or the best so far where there is none."""
         if self._last is not None:
-            p = self._last
-            best = f"  ({settings(p.best_params)})" if p.best_params else ""
-            self._write(line(from_progress(p, self._rate.update(time.monotonic(), p.steps_seen))) + best)
+            shown = self._ended(self._last)
+            params = shown.winner["params"] if shown.winner is not None else shown.best_params
+            self._write(line(shown) + (f"  ({settings(params, shown.space)})" if params else ""))
             self._last = None
+
+    def _ended(self, progress: Any) -> Snapshot:
+        """The study as its ledger has it: the winner is known there alone."""
+        try:
+            with LedgerReader.open(progress.directory) as reader:
+                shown = from_ledger(reader)
+            if shown.winner is not None:
+                return shown
+        except VmaptuneError:
+            pass
+        return from_progress(progress, self._rate.update(time.monotonic(), progress.steps_seen))
 
     def _write(self, text: str) -> None:
         from IPython.display import display  # type: ignore[import-not-found,unused-ignore]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vmaptune.space import Space
 from vmaptune.store.ledger import LedgerReader
 from vmaptune.store.live import best_trials, heartbeat, latest_points, values_of
 from vmaptune.store.states import State
@@ -23,6 +24,7 @@ class Curve:
     values: tuple[float | None, ...]
     params: Mapping[str, Any]
     running: bool
+    winner: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Snapshot:
     bound: float | None = None  # the same, as the machine's arithmetic alone would allow
     best: float | None = None
     best_params: Mapping[str, Any] = field(default_factory=dict)
+    space: Space | None = None
+    winner: Mapping[str, Any] | None = None  # of a finished study: the result's `best`
     curves: tuple[Curve, ...] = ()
     silent: float | None = None  # seconds since the study last wrote; for a view from outside
     until: float | None = None  # seconds that the study may take in all, where it was given a time
@@ -77,8 +81,8 @@ class Looked:
     curves: tuple[Curve, ...]
 
 
-def look(reader: LedgerReader, direction: str) -> Looked:
-    """Counts and the best curves, those of trials that still train among them."""
+def look(reader: LedgerReader, direction: str, winner: int | None = None) -> Looked:
+    """Counts and the best curves, those of trials that still train among them; that of the trial `winner` first."""
     sign = 1.0 if direction == "minimize" else -1.0
     with reader.snapshot():
         counts = reader.counts()
@@ -87,13 +91,17 @@ def look(reader: LedgerReader, direction: str) -> Looked:
         shown = [(sign * row.value, row.trial, row, False) for row in done if row.value is not None]
         ahead = sorted((sign * p.value, p.trial) for p in running if p.value is not None and math.isfinite(p.value))
         shown += [(value, trial, reader.trial(trial), True) for value, trial in ahead[:CURVES]]
-        chosen = sorted(shown, key=lambda one: one[:2])[:CURVES]
+        if winner is not None and winner not in [one[1] for one in shown]:
+            shown.append((-math.inf, winner, reader.trial(winner), False))
+        chosen = sorted(shown, key=lambda one: (one[1] != winner, *one[:2]))[:CURVES]
         values = values_of(reader, [trial for _, trial, _, _ in chosen])
     return Looked(
         counts=counts,
         best=done[0].value if done else None,
         best_params=done[0].params if done else {},
-        curves=tuple(Curve(trial, tuple(values[trial]), row.params, alive) for _, trial, row, alive in chosen),
+        curves=tuple(
+            Curve(trial, tuple(values[trial]), row.params, alive, trial == winner) for _, trial, row, alive in chosen
+        ),
     )
 
 
@@ -130,7 +138,8 @@ def from_ledger(reader: LedgerReader, rate: Rate | None = None) -> Snapshot:
     said = heartbeat(reader)
     rounds = reader.rounds()
     last = rounds[-1] if rounds else None
-    looked = look(reader, direction)
+    winner = (meta.get("result") or {}).get("best")
+    looked = look(reader, direction, winner["trial"] if winner else None)
     options = meta.get("options", {})
     counts = looked.counts
     ended = sum(count for state, count in counts.items() if state.ended)
@@ -157,7 +166,7 @@ def from_ledger(reader: LedgerReader, rate: Rate | None = None) -> Snapshot:
         rungs=tuple((steps, count) for steps, count in said.get("rungs") or ()),
         done=ended,
         trials=options.get("trials", last.trials if last else 0),
-        alive=said.get("alive", max(0, counts[State.RUNNING] - said.get("waiting", 0))),
+        alive=said.get("alive", max(0, counts[State.RUNNING] - said.get("waiting", 0))) if state == "running" else None,
         waiting=said.get("waiting"),
         complete=counts[State.COMPLETE],
         stopped=counts[State.STOPPED],
@@ -171,6 +180,8 @@ def from_ledger(reader: LedgerReader, rate: Rate | None = None) -> Snapshot:
         until=said.get("until"),
         best=looked.best,
         best_params=looked.best_params,
+        space=Space.from_json(meta["space"]) if meta.get("space") else None,
+        winner=winner,
         curves=looked.curves,
         silent=now - written if written and state == "running" else None,
     )
@@ -203,5 +214,6 @@ def from_progress(p: Any, rate: float | None = None, looked: Looked | None = Non
         until=p.until,
         best=p.best,
         best_params=p.best_params or {},
+        space=p.space,
         curves=looked.curves if looked else (),
     )

@@ -9,17 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import special
 
+from vmaptune.search.decide import seed_spread
+from vmaptune.search.verdict import MARGIN
 from vmaptune.space import Distribution
+from vmaptune.store.states import nothing_trained
 from vmaptune.view.report._gather import StudyData
 from vmaptune.view.report._scales import column
 from vmaptune.view.report._settings import axis_of
-from vmaptune.view.words import NOTHING_TRAINED, number
+from vmaptune.view.words import number
 
 MANY = 0.3  # infeasible trials in the first round: worth a word
 REGION = 0.6  # infeasible in a region: leave it out
 FEW = 64  # trials, for which a range is cut into fewer regions
-STILL_BETTER = 0.02  # relative, over the last fifth of training
+LEAST_TRAININGS, LEAST_EVALUATIONS = 4, 5  # to say anything of how training ends
+LOST = "every trial was infeasible"  # begins the study's own warning of it
+EARLY = 0.7  # of training: best before that is long before its end
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,8 @@ def advice(data: StudyData) -> list[Advice]:
             )
         )
     if data.winner is None:
-        found.append(Advice(NOTHING_TRAINED))
+        why = nothing_trained(data.reasons)
+        found.append(Advice(f"{why[:1].upper()}{why[1:]}."))
         return found
     found += _widen(data)
     found += _leave_out(data)
@@ -75,7 +82,7 @@ def warnings(data: StudyData) -> list[str]:
     result = data.result or {}
     said = list(result.get("warnings", []))
     touching = {lean.message for lean in data.leanings}
-    said = [w for w in said if w not in touching]  # those are under "what to do next"
+    said = [w for w in said if w not in touching and not w.startswith(LOST)]  # those are under "what to do next"
     best = result.get("best")
     if best and _finite(best.get("best_seen")) and _finite(best.get("value")) and best.get("repeats", 0) > 1:
         spread = best.get("value_std") or 0.0
@@ -144,7 +151,7 @@ def _leave_out(data: StudyData) -> list[Advice]:
         if d.kind == "choice":
             continue
         ax = axis_of(data, name)
-        c = ax.place(column(data.params, name))
+        c = ax.place(column(data.seen, name))
         edges, labels = ax.buckets(8 if first.sum() >= FEW else 4)
         inside = np.clip(np.searchsorted(edges, c, side="right") - 1, 0, len(labels) - 1)
         bad = []
@@ -164,28 +171,61 @@ def _leave_out(data: StudyData) -> list[Advice]:
 
 
 def _steps(data: StudyData) -> list[Advice]:
-    """Whether the winner was still improving at its end, or was best long before it."""
-    if data.winner is None:
+    """Whether the confirmed configurations still improved at their end, or were best long before it.
+
+    By their trainings on fresh seeds alone: of the search's trials the best at their end were picked for being so.
+    """
+    few = set(data.trial[data.finalists].tolist())
+    curves = [
+        (one.of, data.sign * one.value) for one in data.fresh
+        if one.of in few and len(one.value) >= LEAST_EVALUATIONS and np.isfinite(one.value).all()
+    ]  # fmt: skip
+    if len(curves) < LEAST_TRAININGS or len({len(c) for _, c in curves}) > 1:
         return []
-    few = data.order[:10]
-    curves = [data.sign * data.curves.value[data.curves.of(int(i))] for i in few]
-    curves = [c for c in curves if len(c) >= 5 and np.isfinite(c).all()]
-    if len(curves) < 3:
-        return []
-    gains = [(c[-1 - len(c) // 5] - c[-1]) / max(abs(c[-1]), 1e-12) for c in curves]
-    peaks = [int(np.argmin(c)) / (len(c) - 1) for c in curves]
-    losses = [(c[-1] - c.min()) / max(abs(c.min()), 1e-12) for c in curves]
-    if np.median(gains) > STILL_BETTER:
+    values = np.array([c for _, c in curves])  # [n, P]
+    ends = {of: [float(c[-1]) for other, c in curves if other == of] for of, _ in curves}
+    worth = MARGIN / 2 * seed_spread(ends)
+    gain = _change(values[:, -1 - values.shape[1] // 5] - values[:, -1])
+    if gain.clear(worth):
         return [Advice(
-            f"Train for longer: over the last fifth of training the best trials still improved by "
-            f"{np.median(gains):.0%} (median of {len(gains)})."
+            f"Train for longer: over the last fifth of training {len(curves)} trainings on fresh seeds still improved "
+            f"{data.objective} by {gain.words()}."
         )]  # fmt: skip
-    if np.median(peaks) < 0.7 and np.median(losses) > STILL_BETTER:
+    # Each training's best step is told by the others: its own would be the one where it was lucky.
+    tops = [int(np.delete(values, k, axis=0).mean(axis=0).argmin()) for k in range(len(values))]
+    loss = _change(values[:, -1] - values[np.arange(len(values)), tops])
+    after = float(np.median(tops)) / (values.shape[1] - 1)
+    if after < EARLY and loss.clear(worth):
         return [Advice(
-            f"Fewer steps, or more regularisation: the best trials were best after {np.median(peaks):.0%} of training "
-            f"and lost {np.median(losses):.0%} since."
+            f"Fewer steps, or more regularisation: {len(curves)} trainings on fresh seeds were best after {after:.0%} "
+            f"of training, and their {data.objective} has worsened by {loss.words()} since."
         )]  # fmt: skip
     return []
+
+
+@dataclass(frozen=True)
+class Change:
+    """A mean difference, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def clear(self, worth: float) -> bool:
+        """Whether it is above 0 for sure, and not less than what is worth a word (NaN where that is unknown)."""
+        return self.low > 0 and not self.mean < worth
+
+    def words(self) -> str:
+        """The difference and its interval."""
+        return f"{number(self.mean)} ({number(self.low)} to {number(self.high)} at 95 %)"
+
+
+def _change(differences: np.ndarray) -> Change:
+    """The mean of `differences [n]`, with Student's interval."""
+    n = len(differences)
+    mean, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(n)
+    reach = float(special.stdtrit(n - 1, 0.975)) * error
+    return Change(mean, mean - reach, mean + reach)
 
 
 def _fix(data: StudyData) -> list[Advice]:

@@ -10,9 +10,12 @@ from typing import Any
 from vmaptune.view.report._advice import advice, state_words, warnings
 from vmaptune.view.report._course import duration_or_less
 from vmaptune.view.report._gather import StudyData
+from vmaptune.view.report._marks import DIAMOND, STAR, foremost, foremost_words, key, named
 from vmaptune.view.report._picture import Table
+from vmaptune.view.report._scales import ABSENT
 from vmaptune.view.report._settings import axis_of
-from vmaptune.view.words import chance, interval, left_open, number, setting, single_values
+from vmaptune.view.summary import retest_lines, retest_verdict
+from vmaptune.view.words import chance, configuration, existing, interval, left_open, number, single_values
 
 
 def answer(data: StudyData) -> str:
@@ -20,6 +23,12 @@ def answer(data: StudyData) -> str:
     best = (data.result or {}).get("best")
     params = best["params"] if best else data.params[data.winner] if data.winner is not None else None
     parts = [f'<header><p class="over">vmaptune study</p><h1>{esc(data.name)}</h1>', f"<p>{_facts(data)}</p></header>"]
+    verdict = (data.result or {}).get("retest")
+    if verdict:
+        said = retest_lines(verdict, data.objective, data.first)[1:]
+        lines = "".join(f"<li>{esc(line.strip())}</li>" for line in said)
+        title = f"Retest of {verdict['of']}: {retest_verdict(verdict)}"
+        parts.append(f'<div class="card"><h2>{esc(title)}</h2><ul class="next">{lines}</ul></div>')
     parts.append('<section class="answer" aria-labelledby="answer-title"><div class="card winner">')
     if params is None:
         parts.append('<h2 id="answer-title">No setting trained to a finite result</h2>')
@@ -27,8 +36,8 @@ def answer(data: StudyData) -> str:
         title = "The setting to use" if best else "The best setting so far"
         parts.append(f'<h2 id="answer-title">{title}</h2>{_big(data, best)}')
         rows = "".join(
-            f'<tr><th scope="row">{esc(name)}</th><td>{esc(setting(value) if value is not None else "off")}</td></tr>'
-            for name, value in params.items()
+            f'<tr><th scope="row">{esc(name)}</th><td>{esc(text)}</td></tr>'
+            for name, text in configuration(params, data.first).items()
         )
         parts.append(f'<table class="params"><tbody>{rows}</tbody></table>')
     parts.append('</div><div class="card"><h2>What to do next</h2><ol class="next">')
@@ -52,9 +61,8 @@ def notebook_card(data: StudyData) -> str:
     best = (data.result or {}).get("best")
     params = best["params"] if best else data.params[data.winner] if data.winner is not None else {}
     rows = "".join(
-        f'<tr><td style="text-align:left">{esc(name)}</td>'
-        f"<td>{esc(setting(value) if value is not None else 'off')}</td></tr>"
-        for name, value in params.items()
+        f'<tr><td style="text-align:left">{esc(name)}</td><td>{esc(text)}</td></tr>'
+        for name, text in configuration(params, data.first).items()
     )
     said = "".join(f"<li>{esc(text)}</li>" for text in warnings(data))
     return (
@@ -83,12 +91,12 @@ def plan_table(data: StudyData) -> Table:
 def _big(data: StudyData, best: dict[str, Any] | None) -> str:
     if best is None:
         assert data.winner is not None
-        one = float(data.best[data.winner])
+        one = float(data.final[data.winner])
         return (
-            f'<p class="big"><span class="what">{esc(data.objective)}</span> <strong>{number(one)}</strong></p>'
+            f'<p class="big"><span class="what">{esc(data.last_name)}</span> <strong>{number(one)}</strong></p>'
             f'<p class="how">One value of one trial ({data.trial[data.winner]}), not yet confirmed on fresh seeds.</p>'
         )
-    what, value = esc(data.objective), number(best["value"])
+    what, value = esc(data.confirmed_name if best.get("repeats") else data.last_name), number(best["value"])
     big = f'<p class="big"><span class="what">{what}</span> <strong>{value}</strong>'
     big += f'<span class="spread">{_plus(best.get("value_std"))}</span></p>'
     if best.get("repeats"):
@@ -147,11 +155,12 @@ def finalists_table(data: StudyData) -> Table | None:
     names = list(data.first)
     axes = {name: axis_of(data, name) for name in names}
     rows = [
-        [str(i + 1), str(one["trial"]), f"{number(one['value'])}{_plus(one['value_std'])}", interval(one),
-         str(one["repeats"]), chance(one["chance"]), *(axes[n].words(one["params"].get(n)) for n in names)]
+        [f"{i + 1} {DIAMOND if i else STAR}", str(one["trial"]), f"{number(one['value'])}{_plus(one['value_std'])}",
+         interval(one), str(one["repeats"]), chance(one["chance"]),
+         *(axes[n].words(existing(one["params"], data.first).get(n, ABSENT)) for n in names)]
         for i, one in enumerate(found)
     ]  # fmt: skip
-    head = ["", "trial", f"{data.objective} over fresh seeds", "95 % of the mean", "seeds", "chance to be the best"]
+    head = ["", "trial", data.confirmed_name, "95 % of the mean", "seeds", "chance to be the best"]
     return Table([*head, *names], rows)
 
 
@@ -159,12 +168,26 @@ def best_table(data: StudyData, most: int = 20) -> Table:
     """The best trials with all their settings."""
     names: Sequence[str] = list(data.first)
     axes = {name: axis_of(data, name) for name in names}
+    again = {i: number(one["value"]) for i, one in data.confirmed.items()}
     rows = [
-        [str(data.trial[i]), str(data.round[i] + 1), number(float(data.final[i])), str(data.steps[i]),
-         *(axes[n].words(data.params[i].get(n)) for n in names)]
-        for i in data.order[:most]
+        [named(data, i), str(data.round[i] + 1), number(float(data.final[i])), number(float(data.best[i])),
+         again.get(data.first_of[i], ""), str(data.steps[i]),
+         *(axes[n].words(data.seen[i].get(n, ABSENT)) for n in names)]
+        for i in foremost(data, most)
     ]  # fmt: skip
-    return Table(["trial", "round", data.objective, "steps", *names], rows, f"the best {len(rows)} trials")
+    head = ["trial", "round", data.last_name, data.best_name, data.confirmed_name, "steps"]
+    return Table([*head, *names], rows, foremost_words(data, len(rows)))
+
+
+def glossary(data: StudyData) -> str:
+    """The three numbers that the objective's name may mean, and the marks, as a sentence of HTML."""
+    last, best, again = (f"<b>{esc(_upper(n))}</b>" for n in (data.last_name, data.best_name, data.confirmed_name))
+    text = (
+        f"Three numbers are called {esc(data.objective)} here. {last}: of one training at its end, by which the "
+        f"search ranks. {best}: the {'largest' if data.maximize else 'smallest'} of one training on its way. "
+        f"{again}: the mean over fresh seeds, by which the winner is chosen. "
+    )
+    return f'<p class="lead">{text}{esc(key(data))}.</p>'
 
 
 def changes_table(data: StudyData) -> Table:
@@ -188,6 +211,10 @@ def changes_table(data: StudyData) -> Table:
 def esc(text: object) -> str:
     """Text for HTML, in or out of an attribute."""
     return html.escape(str(text), quote=True)
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Over the course of a study: best against budget, where training broke down, rungs, occupancy, the seconds."""
+"""Over the course of a study: where training broke down, rungs, occupancy, the seconds."""
 
 from __future__ import annotations
 
@@ -10,91 +10,13 @@ import numpy as np
 
 from vmaptune.store.states import State
 from vmaptune.view.report._gather import StudyData
+from vmaptune.view.report._marks import marks
 from vmaptune.view.report._picture import Picture, Table, base_layout, plain, titled
 from vmaptune.view.report._scales import column, cut, value_axis
 from vmaptune.view.report._settings import axis_of
-from vmaptune.view.words import duration, number
+from vmaptune.view.words import duration
 
-BOOTSTRAPS = 200
-MOST_BUDGET_POINTS = 400
 BUCKETS = 8
-LARGE = 1e300  # stands for no complete trial yet
-
-
-def budget(data: StudyData) -> Picture:
-    """The best value found so far against the trials spent, with a bootstrap band."""
-    cost = np.where(data.complete, data.cost, np.inf)
-    paths = np.zeros((BOOTSTRAPS, data.n))
-    rounds = [where for row in data.rounds if len(where := np.flatnonzero(data.round == row.round))]
-    rng = np.random.default_rng(0)
-    starts = [int(where[0]) for where in rounds]
-    for b in range(BOOTSTRAPS):
-        # Within each round: a round's trials are exchangeable, those of different rounds are not.
-        drawn = np.concatenate([rng.choice(where, len(where)) for where in rounds])
-        paths[b] = np.minimum.accumulate(cost[drawn])
-    low, high = np.quantile(np.where(np.isfinite(paths), paths, LARGE), [0.1, 0.9], axis=0)
-    actual = np.minimum.accumulate(cost)
-    keep = np.unique(np.concatenate([np.linspace(0, data.n - 1, MOST_BUDGET_POINTS).astype(int),
-                                     np.flatnonzero(actual[1:] < actual[:-1]) + 1]))  # fmt: skip
-    keep = keep[np.isfinite(actual[keep])]
-    x = keep + 1.0
-    lower, upper, line = (data.sign * v[keep] for v in (low, high, actual))
-    confirmed, spread = _confirmed(data)
-    ends = [] if confirmed is None else [confirmed - spread, confirmed + spread]
-    early = line[x > max(2.0, 0.01 * data.n)]  # the first few fall far, and would flatten the rest
-    va = value_axis(np.concatenate([early if len(early) else line, ends]), data.maximize, keep=1.0)
-    traces: list[dict[str, Any]] = [
-        {"type": "scatter", "mode": "lines", "x": x, "y": va.clip(lower)[0], "hoverinfo": "skip", "showlegend": False,
-         "line": {"width": 0, "color": "@accent", "shape": "hv"}},
-        {"type": "scatter", "mode": "lines", "x": x, "y": va.clip(upper)[0], "hoverinfo": "skip", "fill": "tonexty",
-         "fillcolor": "@accent/0.18", "line": {"width": 0, "color": "@accent", "shape": "hv"},
-         "name": "80 % band over resampled trials"},
-        {"type": "scatter", "mode": "lines", "x": x, "y": va.clip(line)[0], "name": "best so far",
-         "line": {"width": 2.5, "color": "@accent", "shape": "hv"}, "customdata": line,
-         "hovertemplate": f"after %{{x}} trials<br>best {plain(data.objective)} %{{customdata:.4g}}<extra></extra>"},
-    ]  # fmt: skip
-    if confirmed is not None:
-        traces.append({
-            "type": "scatter", "mode": "markers", "x": [data.n + len(data.confirming)],
-            "y": [float(np.clip(confirmed, va.low, va.high))], "name": "confirmed on fresh seeds",
-            "error_y": {"type": "data", "array": [spread], "color": "@star"},
-            "marker": {"symbol": "diamond", "size": 11, "color": "@star"},
-            "hovertemplate": f"confirmed: {number(confirmed)} ± {number(spread)}<extra></extra>",
-        })  # fmt: skip
-    shapes = [
-        {"type": "line", "x0": s, "x1": s, "yref": "paper", "y0": 0, "y1": 1, "layer": "below",
-         "line": {"color": "@faint", "width": 1, "dash": "dot"}}
-        for s in starts[1:]
-    ]  # fmt: skip
-    notes = [
-        {"x": s, "y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": "left", "text": f"round {r + 1}",
-         "showarrow": False, "font": {"size": 11, "color": "@muted"}, "xshift": -2}
-        for r, s in enumerate(starts)
-    ]  # fmt: skip
-    layout = base_layout(
-        360, xaxis={"title": titled("trials"), "rangemode": "tozero", "zeroline": False},
-        yaxis=va.layout(f"best {data.objective} so far"), shapes=shapes, annotations=notes, showlegend=True,
-    )  # fmt: skip
-    layout["legend"] = layout["legend"] | {"y": 1.08}
-    rows = [
-        [f"round {r + 1}", str(e), number(float(data.sign * actual[e - 1])) if np.isfinite(actual[e - 1]) else "none"]
-        for r, e in enumerate([*starts[1:], data.n])
-    ]  # fmt: skip
-    spoken = f"The best {data.objective} so far against the number of trials. " + "; ".join(
-        f"{row[2]} after {row[1]} trials" for row in rows
-    )
-    return Picture("budget", "Best against budget", spoken + ".",
-                   "Single values, so the end of this line is partly luck; the diamond is the winner on fresh seeds.",
-                   traces, layout, Table(["after", "trials", f"best {data.objective}"], rows))  # fmt: skip
-
-
-def _confirmed(data: StudyData) -> tuple[float | None, float]:
-    """The winner's mean over fresh seeds, and its spread (0 where there is none)."""
-    best = (data.result or {}).get("best") or {}
-    value, spread = best.get("value"), best.get("value_std")
-    if not best.get("repeats") or not isinstance(value, float) or not math.isfinite(value):
-        return None, 0.0
-    return value, spread if isinstance(spread, float) and math.isfinite(spread) else 0.0
 
 
 def infeasible(data: StudyData) -> Picture | None:
@@ -105,7 +27,7 @@ def infeasible(data: StudyData) -> Picture | None:
     parts = []
     for name in data.varied:
         ax = axis_of(data, name)
-        c = ax.place(column(data.params, name))
+        c = ax.place(column(data.seen, name))
         zero = (c == ax.zero) if ax.zero is not None else np.zeros(data.n, bool)
         edges, labels = ax.buckets(BUCKETS)
         inside = np.clip(np.searchsorted(edges, c, side="right") - 1, 0, len(labels) - 1)
@@ -188,7 +110,11 @@ def rungs(data: StudyData) -> Picture | None:
     if not len(levels):
         return None
     rows, x, y, custom, colours, symbols = [], [], [], [], [], []
+    marked: list[dict[str, Any]] = []
+    at_rungs = []
     for k, level in enumerate(levels):
+        mark_x, mark_y = np.full(data.n, math.nan), np.full(data.n, math.nan)
+        at_rungs.append((mark_x, mark_y))
         here: list[tuple[int, float]] = []
         for i in range(data.n):
             at = c.of(i)
@@ -197,9 +123,12 @@ def rungs(data: StudyData) -> Picture | None:
                 here.append((i, float(c.value[at][found[0]])))
         gone = sum(bool(data.stopped[i]) and data.steps[i] == level for i, _ in here)
         rows.append([str(level), str(len(here)), str(gone), str(len(here) - gone)])
+        for i, value in here:
+            mark_x[i] = _beside(data, i, k, bool(data.stopped[i]) and data.steps[i] == level)
+            mark_y[i] = value
         for i, value in here[:: max(1, len(here) // 500)]:
             out = bool(data.stopped[i]) and data.steps[i] == level
-            x.append(k + (-0.18 if out else 0.18) + 0.26 * (math.fmod(float(data.trial[i]) * 0.618034, 1.0) - 0.5))
+            x.append(_beside(data, i, k, out))
             y.append(value)
             custom.append([int(data.trial[i]), int(level)])
             colours.append("@faint" if out else "@accent")
@@ -212,13 +141,16 @@ def rungs(data: StudyData) -> Picture | None:
         traces.append({
             "type": "scatter", "mode": "markers", "name": name, "x": np.array(x)[mask], "y": va.clip(values[mask])[0],
             "customdata": np.array(custom)[mask], "marker": {"size": 6, "symbol": symbol, "color": colour},
-            "hovertemplate": f"trial %{{customdata[0]}} at step %{{customdata[1]}}<br>{plain(data.objective)} "
+            "hovertemplate": f"trial %{{customdata[0]}} at step %{{customdata[1]}}<br>{plain(data.objective)} then "
                              f"%{{y:.4g}}<extra>{name}</extra>",
         })  # fmt: skip
+    for mark_x, mark_y in at_rungs:
+        marked += marks(data, mark_x, va.clip(mark_y)[0], mark_y, size=13)
+    traces += marked
     ticks = [f"step {level}<br>{row[1]} → {row[3]}" for level, row in zip(levels, rows, strict=True)]
     room = max(0.0, 1.5 - len(levels) / 2)  # one rung alone would be drawn out over the whole width
     layout = base_layout(
-        360, showlegend=True, yaxis=va.layout(data.objective),
+        360, showlegend=True, yaxis=va.layout(f"{data.objective} at that step"),
         xaxis={"tickvals": list(range(len(levels))), "ticktext": ticks, "showgrid": False, "zeroline": False,
                "range": [-0.6 - room, len(levels) - 0.4 + room]},
     )  # fmt: skip
@@ -229,8 +161,14 @@ def rungs(data: StudyData) -> Picture | None:
         + "; ".join(f"{r[1]} trials reached step {r[0]}, {r[3]} went on" for r in rows)
         + f". It saved {saved:.0%} of the steps."
     )
-    return Picture("rungs", "Early stopping", spoken, f"Each rung's values; stopping saved {saved:.0%} of the steps.",
+    return Picture("rungs", "Early stopping", spoken,
+                   f"The {data.objective} at each rung; stopping saved {saved:.0%} of the steps.",
                    traces, layout, Table(["step", "reached", "stopped", "went on"], rows))  # fmt: skip
+
+
+def _beside(data: StudyData, i: int, rung: int, out: bool) -> float:
+    """Where a trial stands beside a rung's place: those that were stopped there left, the others right."""
+    return rung + (-0.18 if out else 0.18) + 0.26 * (math.fmod(float(data.trial[i]) * 0.618034, 1.0) - 0.5)
 
 
 def occupancy(data: StudyData) -> Picture | None:

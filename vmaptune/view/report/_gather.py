@@ -17,8 +17,9 @@ from vmaptune.search.importance import Importance, importance
 from vmaptune.search.zoom import Leaning, Scored, inside, leaning, slice_of
 from vmaptune.space import Space
 from vmaptune.store.reader import Reading
-from vmaptune.store.rows import DecisionRow, GroupRow, RoundRow, TrialRow
+from vmaptune.store.rows import CurvePoint, DecisionRow, GroupRow, RoundRow, TrialRow
 from vmaptune.store.states import State
+from vmaptune.view.words import existing
 
 MOST_POINTS = 2_000  # of a scatter: more are one blot, and slow to draw
 RESAMPLES = 100
@@ -37,6 +38,15 @@ class Curves:
     def of(self, i: int) -> slice:
         """Where the points of trial number `i` (not its id) are."""
         return slice(int(self.start[i]), int(self.start[i + 1]))
+
+
+@dataclass(frozen=True)
+class FreshCurve:
+    """A training of a confirmed configuration on a fresh seed. It was picked by nothing that it came to itself."""
+
+    of: int  # the first trial with its configuration
+    step: np.ndarray  # [P]
+    value: np.ndarray  # [P] the objective
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class StudyData:
     reasons: Sequence[str | None]  # [N]
     curves: Curves
     confirming: Sequence[TrialRow]
+    fresh: Sequence[FreshCurve]  # of the complete ones among them
 
     # ---- which trials --------------------------------------------------------------------------------
 
@@ -81,6 +92,11 @@ class StudyData:
     @property
     def maximize(self) -> bool:
         return self.sign < 0
+
+    @cached_property
+    def seen(self) -> list[Mapping[str, Any]]:
+        """[N] each trial's configuration without the settings that do not exist in it."""
+        return [existing(p, self.first) for p in self.params] if self.first.conditional else list(self.params)
 
     @cached_property
     def infeasible(self) -> np.ndarray:
@@ -179,6 +195,55 @@ class StudyData:
         return int(self.order[0]) if len(self.order) else None
 
     @cached_property
+    def first_of(self) -> list[int]:
+        """For each trial the position of the first one with its configuration."""
+        at = {int(trial): i for i, trial in enumerate(self.trial)}
+        return [at.get(int(of), i) for i, of in enumerate(self.of)]
+
+    @cached_property
+    def confirmed(self) -> dict[int, Mapping[str, Any]]:
+        """What the fresh seeds said of each configuration that was confirmed, by its first trial's position, the winner
+        first; empty where nothing was, or before the study's end."""
+        result = self.result or {}
+        best = result.get("best") or {}
+        at = {int(trial): i for i, trial in enumerate(self.trial)}
+        rows = [best] if best.get("repeats") else []
+        found = {row["trial"]: row for row in [*(result.get("finalists") or []), *rows]}
+        return {at[trial]: row for trial, row in found.items() if trial in at}
+
+    @property
+    def finalists(self) -> list[int]:
+        """Positions of the configurations that were confirmed, the winner first."""
+        return list(self.confirmed)
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """The same -> 1 for the winner, 2 for the next best, ..."""
+        return {i: place for place, i in enumerate(self.confirmed, 1)}
+
+    @property
+    def star(self) -> str:
+        """What the star in a picture is."""
+        return "the winner" if (self.result or {}).get("best") else "the best so far"
+
+    # The three numbers that the objective's name may mean.
+
+    @property
+    def last_name(self) -> str:
+        """Of one training at its end: what the search ranks."""
+        return f"last {self.objective}"
+
+    @property
+    def best_name(self) -> str:
+        """Of one training, the best on its way."""
+        return f"best {self.objective}"
+
+    @property
+    def confirmed_name(self) -> str:
+        """The mean over fresh seeds, by which the winner is chosen."""
+        return f"confirmed {self.objective}"
+
+    @cached_property
     def slice_(self) -> list[Scored]:
         """The settings that a further zoom would be drawn from: the round loop's own rule."""
         keep = float(self.meta.get("options", {}).get("keep", 0.15))
@@ -251,7 +316,14 @@ def gather(reader: Reading) -> StudyData:
         if not trials:
             raise StudyError(f"{reader.directory}: there is no trial yet, so there is nothing to show; wait a moment")
         sign = -1.0 if meta.get("direction") == "maximize" else 1.0
-        curves = _curves(reader, trials)
+        points = dict(reader.curves())
+    curves = _curves(points, trials)
+    confirming = [row for row in rows if row.round not in numbers]
+    fresh = [
+        FreshCurve(row.of, np.array([p.step for p in at]), np.array([_finite(p.value) for p in at]))
+        for row in confirming
+        if row.of is not None and row.state == State.COMPLETE and (at := points.get(row.trial))
+    ]
     state = np.array([str(row.state) for row in trials])
     last = np.array([_finite(row.value) for row in trials])
     final = np.where(state == State.COMPLETE, last, math.nan)
@@ -270,12 +342,11 @@ def gather(reader: Reading) -> StudyData:
         state=state, steps=np.array([row.steps for row in trials]),
         of=np.array([row.trial if row.of is None else row.of for row in trials]), last=last, final=final, best=best,
         params=[row.params for row in trials], reasons=[row.reason for row in trials], curves=curves,
-        confirming=[row for row in rows if row.round not in numbers],
+        confirming=confirming, fresh=fresh,
     )  # fmt: skip
 
 
-def _curves(reader: Reading, trials: Sequence[TrialRow]) -> Curves:
-    points = dict(reader.curves())
+def _curves(points: Mapping[int, Sequence[CurvePoint]], trials: Sequence[TrialRow]) -> Curves:
     found = [points.get(row.trial, []) for row in trials]
     flat = [point for curve in found for point in curve]
     return Curves(

@@ -7,17 +7,19 @@ import time
 from collections.abc import Iterable
 from importlib.resources import files
 
-from vmaptune.view.report import _course, _relations, _settings, _training
+from vmaptune.view.report import _budget, _course, _relations, _settings, _training
 from vmaptune.view.report._answer import (
     answer,
     best_table,
     changes_table,
     esc,
     finalists_table,
+    glossary,
     plan_table,
     table_html,
 )
 from vmaptune.view.report._gather import StudyData
+from vmaptune.view.report._marks import DIAMOND, STAR, foremost_words, why_not_lowest
 from vmaptune.view.report._pack import Pool, packed, packed_json
 from vmaptune.view.report._picture import Picture, themes
 from vmaptune.view.report._plotly import packed_javascript
@@ -41,8 +43,7 @@ def pictures(data: StudyData) -> list[Picture]:
         _relations.pair(data),
         _course.infeasible(data),
         _course.rungs(data),
-        _course.budget(data),
-        _relations.random_not_grid(data),
+        _budget.budget(data),
         _course.occupancy(data),
         _course.seconds(data),
     ]
@@ -88,8 +89,9 @@ def _sections(data: StudyData, found: dict[str, Picture]) -> list[str]:
     titles = {"s-settings": "Settings", "s-training": "Training", "s-relations": "What matters",
               "s-course": "The study", "s-trials": "Best trials"}  # fmt: skip
     made = sections(data, found)
+    words = "" if data.babysat or data.winner is None else glossary(data)
     links = "".join(f'<a href="#{key}">{titles[key]}</a>' for key in made)
-    return [f'<nav aria-label="Sections">{links}</nav>', "<main>", *made.values(), "</main>"]
+    return [f'<nav aria-label="Sections">{links}</nav>', "<main>", words, *made.values(), "</main>"]
 
 
 def _babysat_sections(data: StudyData, found: dict[str, Picture]) -> dict[str, str]:
@@ -109,7 +111,8 @@ def _search_sections(data: StudyData, found: dict[str, Picture]) -> dict[str, st
         relations.append("<p class='lead'>Too few trials to say which setting matters: it takes 20 in one round.</p>")
     if "infeasible" not in found:
         relations.append("<p class='lead'>No trial was infeasible.</p>")
-    table = table_html(best_table(data), "Best trials", folded=False)
+    best = best_table(data)
+    table, shown = table_html(best, "Best trials", folded=False), foremost_words(data, len(best.rows))
     confirmed = finalists_table(data)
     finalists = ""
     if confirmed:
@@ -121,10 +124,9 @@ def _search_sections(data: StudyData, found: dict[str, Picture]) -> dict[str, st
         "s-relations": _pictured(
             "s-relations", "What matters", found, ("importance", "parallel", "pair", "infeasible"), lead=relations
         ),
-        "s-course": _pictured(
-            "s-course", "The study", found, ("budget", "rungs", "random-not-grid", "occupancy", "seconds"), _plan(data)
-        ),
-        "s-trials": f'<section id="s-trials">{finalists}<h2>Best trials</h2><div class="card">{table}</div></section>',
+        "s-course": _pictured("s-course", "The study", found, ("budget", "rungs", "occupancy", "seconds"), _plan(data)),
+        "s-trials": f'<section id="s-trials">{finalists}<h2>Best trials</h2><div class="card">'
+        f'<p class="lead">{esc(shown[:1].upper() + shown[1:])}.</p>{table}</div></section>',
     }
 
 
@@ -147,7 +149,9 @@ def _settings_section(data: StudyData, found: dict[str, Picture]) -> str:
         f'<span><i class="dot" style="background:var(--round{r})"></i>round {r + 1}</span>'
         for r in range(len(data.rounds))
     )
-    legend += '<span><i class="star">★</i>winner</span>'
+    legend += f'<span><i class="star">{STAR}</i>{data.star}</span>'
+    if len(data.finalists) > 1:
+        legend += f'<span><i class="star">{DIAMOND}</i>confirmed too</span>'
     if data.infeasible.any():
         legend += '<span><i class="cross">×</i>infeasible</span>'
     parts = [f'<section id="s-settings"><h2>Each setting</h2><p class="key">{legend}</p>']
@@ -159,8 +163,9 @@ def _settings_section(data: StudyData, found: dict[str, Picture]) -> str:
     parts.append(_card(found["zoom"]))
     shade = " The shading is the rounds' narrowing spaces." if len(data.rounds) > 1 else ""
     parts.append(
-        f"<h3>Axis plots</h3><p class='lead'>Every trial's best {esc(data.objective)} over training, on each setting's "
-        f"own scale, the settings that matter most first.{shade}{esc(data.thinned)}</p><div class='grid'>"
+        f"<h3>Axis plots</h3><p class='lead'>Every trial's {esc(data.best_name)} over training, on each setting's own "
+        f"scale, the settings that matter most first.{shade}{esc(data.thinned)} {esc(why_not_lowest(data))}</p>"
+        "<div class='grid'>"
     )
     parts += [_card(found[f"axis-{name}"]) for name in data.by_importance]
     parts.append(

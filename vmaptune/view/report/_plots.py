@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vmaptune.errors import InputError
-from vmaptune.view.report import _course, _relations, _settings, _training
+from vmaptune.view.report import _budget, _course, _relations, _settings, _training
 from vmaptune.view.report._gather import StudyData
 from vmaptune.view.report._picture import Picture, to_figure
 from vmaptune.view.report._write import data_of, write_report
@@ -71,15 +71,15 @@ class Plots:
         return self._figure(_course.infeasible(self._of), "infeasible trial")
 
     def budget(self) -> Any:
-        """The best value so far against the trials spent, with a bootstrap band."""
-        return self._figure(_course.budget(self._of))
+        """What stopping after so many trials would have given, with a band."""
+        return self._figure(_budget.budget(self._of))
 
     def rungs(self) -> Any:
         """What early stopping kept at each rung."""
         return self._figure(_course.rungs(self._of), "trial that was stopped early")
 
     def random_not_grid(self) -> Any:
-        """How many values of the most important setting were tried, and how many a grid would have tried."""
+        """How many values of the most important setting were tried, and how many a grid of as many trials."""
         return self._figure(_relations.random_not_grid(self._of), "second setting")
 
     def occupancy(self) -> Any:

@@ -10,14 +10,27 @@ from typing import Any
 import numpy as np
 
 from vmaptune.view.report._gather import StudyData
+from vmaptune.view.report._marks import foremost, foremost_words, marks, named
 from vmaptune.view.report._picture import SEQUENTIAL, Picture, Table, base_layout, plain, titled
-from vmaptune.view.report._scales import column, value_axis
+from vmaptune.view.report._scales import ABSENT, column, value_axis
 from vmaptune.view.report._settings import axis_of, distinct
 from vmaptune.view.words import number
 
 FINE_TICKS = 48  # of an axis of the parallel coordinates
 LEAST_TO_COMPARE = 4  # trials, with a grid
 MOST_LINES = 1_200  # of the parallel coordinates
+# Plotly draws a line of a larger colour over one of a smaller, whatever their order.
+INFEASIBLE, CONFIRMED, WINNER = -0.25, 1.25, 1.5  # beside 0 for the worst to 1 for the best
+
+
+def _colours() -> list[tuple[float, str]]:
+    """The colours of those three, and of all between the worst and the best."""
+    edges = [(INFEASIBLE, "@warn"), (-0.1, "@warn"), *((1 - at, colour) for at, colour in SEQUENTIAL[::-1]),
+             (1.15, "@good"), (1.35, "@good"), (1.4, "@star"), (WINNER, "@star")]  # fmt: skip
+    return [((at - INFEASIBLE) / (WINNER - INFEASIBLE), colour) for at, colour in edges]
+
+
+COLOURS = _colours()
 
 
 def parallel(data: StudyData) -> Picture:
@@ -26,7 +39,7 @@ def parallel(data: StudyData) -> Picture:
     dimensions: list[dict[str, Any]] = []
     for name in data.by_importance[::-1]:
         ax = axis_of(data, name)
-        c = ax.scattered(column(data.params, name), data.trial)
+        c = ax.scattered(column(data.seen, name), data.trial)
         off = ax.range[0] - 0.1 * (ax.range[1] - ax.range[0])
         gone = ~np.isfinite(c)
         low = off if gone.any() else ax.range[0]
@@ -48,13 +61,16 @@ def parallel(data: StudyData) -> Picture:
     if data.infeasible.any():
         ticks, texts = [*ticks, worst], [*texts, "infeasible"]
     at_end = np.where(data.infeasible, worst, y)[shown]
-    dimensions.append(_dimension(data.objective, at_end, value_range, ticks, texts))
+    dimensions.append(_dimension(data.best_name, at_end, value_range, ticks, texts))
+    colour = np.where(data.infeasible, INFEASIBLE, 1 - data.rank)
+    colour[data.finalists] = CONFIRMED
+    if data.winner is not None:
+        colour[data.winner] = WINNER
     trace = {
         "type": "parcoords", "dimensions": dimensions, "labelangle": 0 if len(dimensions) <= 7 else -20,
         "customdata": data.trial[shown],
-        "line": {"color": np.where(data.infeasible, 1.25, data.rank)[shown], "cmin": 0, "cmax": 1.25,
-                 "colorscale": [[at * 0.8, colour] for at, colour in SEQUENTIAL[:-1]]
-                 + [[0.8, "@seq3"], [0.9, "@warn"], [1.0, "@warn"]], "showscale": False},
+        "line": {"color": colour[shown], "cmin": INFEASIBLE, "cmax": WINNER, "colorscale": COLOURS,
+                 "showscale": False},
         "labelfont": {"size": 12, "color": "@ink"}, "tickfont": {"size": 11, "color": "@muted"},
         "rangefont": {"size": 1, "color": "@surface/0"},
         "unselected": {"line": {"color": "@faint", "opacity": 0.08}},
@@ -63,11 +79,13 @@ def parallel(data: StudyData) -> Picture:
     some = f" {len(shown):,} of {data.n:,} trials are drawn, the best among them." if len(shown) < data.n else ""
     spoken = (
         f"Parallel coordinates: one line for each of {len(shown):,} trials through {len(data.varied)} settings, "
-        f"ending at its {data.objective}. The controls below choose a part of any axis from the keyboard."
+        f"ending at its {data.best_name}. The controls below choose a part of any axis from the keyboard."
     )
     caption = (
-        "The stronger a line, the better its trial. Drag along an axis to choose a part of it, drag the part to move "
-        f"it, click beside it to let it go; several axes may be brushed at once.{some}"
+        f"The stronger a line, the better its {data.last_name}; {data.star} is orange"
+        f"{', the other configurations that were confirmed green' if len(data.finalists) > 1 else ''}. Drag along an "
+        f"axis to choose a part of it, drag the part to move it, click beside it to let it go; several axes may be "
+        f"brushed at once.{some}"
     )
     return Picture("parallel", "All settings at once", spoken, caption, [trace], layout, None)
 
@@ -103,17 +121,22 @@ def parallel_words(data: StudyData) -> dict[str, Any]:
     axes = {name: axis_of(data, name) for name in names}
     shown = _drawn(data)
     rows = [
-        [*(axes[n].words(data.params[i].get(n)) for n in names),
+        [*(axes[n].words(data.seen[i].get(n, ABSENT)) for n in names),
          "infeasible" if data.infeasible[i] else number(float(data.best[i]))]
         for i in shown
     ]  # fmt: skip
-    return {"names": [*names, data.objective], "trials": [int(t) for t in data.trial[shown]], "rows": rows}
+    return {
+        "names": [*names, data.best_name], "trials": [named(data, i) for i in shown], "rows": rows,
+        "rank": [float(data.rank[i] + data.infeasible[i]) for i in shown],
+    }  # fmt: skip
 
 
 def _drawn(data: StudyData) -> np.ndarray:
-    """The trials of the parallel coordinates, the best last, so that they lie over the others."""
-    shown = data.shown[(data.feasible | data.infeasible)[data.shown]]
+    """The trials of the parallel coordinates, from the worst to the best; those that were confirmed come last."""
+    marked = [*data.finalists[:0:-1], *([] if data.winner is None else [data.winner])]
+    shown = np.setdiff1d(data.shown[(data.feasible | data.infeasible)[data.shown]], marked)
     shown = shown[np.argsort(-data.rank[shown] - 1.0 * data.infeasible[shown], kind="stable")]
+    shown = np.concatenate([shown, np.array(marked, int)])
     if len(shown) <= MOST_LINES:
         return shown
     rest = shown[: -MOST_LINES // 4]
@@ -129,22 +152,22 @@ def pair(data: StudyData, x_name: str | None = None, y_name: str | None = None) 
             return None
         x_name, y_name = names[0], names[1]
     xa, ya = axis_of(data, x_name), axis_of(data, y_name)
-    x = xa.scattered(column(data.params, x_name), data.trial)
-    y = ya.scattered(column(data.params, y_name), data.trial + 1)
+    x = xa.scattered(column(data.seen, x_name), data.trial)
+    y = ya.scattered(column(data.seen, y_name), data.trial + 1)
     shown = data.shown[np.isfinite(x[data.shown]) & np.isfinite(y[data.shown])]
     good = shown[data.feasible[shown]]
     good = good[np.argsort(-data.rank[good], kind="stable")]
     lost = shown[data.infeasible[shown]]
     hover = (
         f"trial %{{customdata[0]}}<br>{plain(x_name)} = %{{customdata[2]}}<br>{plain(y_name)} = %{{customdata[3]}}"
-        f"<br>{plain(data.objective)} %{{customdata[1]:.4g}}<extra></extra>"
+        f"<br>{plain(data.best_name)} %{{customdata[1]:.4g}}<extra></extra>"
     )
     size = 8 if len(shown) < 400 else 6 if len(shown) < 1500 else 4
 
     def custom(these: np.ndarray) -> list[list[Any]]:
         return [
             [int(data.trial[i]), float(data.best[i]) if np.isfinite(data.best[i]) else None,
-             plain(xa.words(data.params[i].get(x_name))), plain(ya.words(data.params[i].get(y_name)))]
+             plain(xa.words(data.seen[i].get(x_name, ABSENT))), plain(ya.words(data.seen[i].get(y_name, ABSENT)))]
             for i in these
         ]  # fmt: skip
 
@@ -152,7 +175,7 @@ def pair(data: StudyData, x_name: str | None = None, y_name: str | None = None) 
     if len(lost):
         traces.append({
             "type": "scatter", "mode": "markers", "x": x[lost], "y": y[lost], "name": "infeasible",
-            "customdata": custom(lost), "hovertemplate": hover.split("<br>" + plain(data.objective))[0]
+            "customdata": custom(lost), "hovertemplate": hover.split("<br>" + plain(data.best_name))[0]
             + "<br>infeasible<extra></extra>",
             "marker": {"symbol": "x-thin", "size": size, "line": {"width": 1.3, "color": "@warn"}},
         })  # fmt: skip
@@ -164,13 +187,7 @@ def pair(data: StudyData, x_name: str | None = None, y_name: str | None = None) 
                    "colorbar": {"thickness": 10, "outlinewidth": 0, "tickvals": [0, 0.5, 1], "len": 0.9,
                                 "ticktext": ["best", "median", "worst"], "tickfont": {"color": "@muted"}}},
     })  # fmt: skip
-    if data.winner is not None and np.isfinite(x[data.winner]) and np.isfinite(y[data.winner]):
-        i = np.array([data.winner])
-        traces.append({
-            "type": "scatter", "mode": "markers", "x": x[i], "y": y[i], "customdata": custom(i),
-            "hovertemplate": hover, "name": "the winner",
-            "marker": {"symbol": "star", "size": 17, "color": "@star", "line": {"width": 1.2, "color": "@surface"}},
-        })  # fmt: skip
+    traces += marks(data, x, y, data.best, size=17)
     shapes = [
         {"type": "rect", "x0": a, "x1": b, "y0": c, "y1": d, "fillcolor": f"@round{r}/0.03", "layer": "below",
          "line": {"color": f"@round{r}", "width": 1.2, "dash": "dot" if r < len(data.spaces) - 1 else "solid"}}
@@ -186,23 +203,24 @@ def pair(data: StudyData, x_name: str | None = None, y_name: str | None = None) 
     )  # fmt: skip
     layout["margin"] = layout["margin"] | {"l": 76}
     best = "" if data.winner is None else (
-        f" The winner lies at {xa.words(data.params[data.winner].get(x_name))} and "
-        f"{ya.words(data.params[data.winner].get(y_name))}."
+        f" {data.star.capitalize()} lies at {xa.words(data.seen[data.winner].get(x_name, ABSENT))} and "
+        f"{ya.words(data.seen[data.winner].get(y_name, ABSENT))}."
     )  # fmt: skip
     spoken = (
         f"Scatter plot of {y_name} against {x_name}, {len(good):,} feasible and {len(lost):,} infeasible trials.{best}"
     )
     caption = (
-        "The stronger the colour, the better the trial; × is infeasible; the outlines are the rounds' "
-        f"spaces.{data.thinned}"
+        f"The stronger the colour, the better the trial's {data.last_name}; × is infeasible; the outlines are the "
+        f"rounds' spaces.{data.thinned}"
     )
     rows = [
-        [str(data.trial[i]), xa.words(data.params[i].get(x_name)), ya.words(data.params[i].get(y_name)),
-         number(float(data.best[i]))]
-        for i in data.order[:10]
+        [named(data, i), xa.words(data.seen[i].get(x_name, ABSENT)), ya.words(data.seen[i].get(y_name, ABSENT)),
+         number(float(data.best[i])), number(float(data.final[i]))]
+        for i in foremost(data, 10)
     ]  # fmt: skip
     return Picture("pair", f"{x_name} and {y_name}", spoken, caption, traces, layout,
-                   Table(["trial", x_name, y_name, f"best {data.objective}"], rows, "the best 10 trials"))  # fmt: skip
+                   Table(["trial", x_name, y_name, data.best_name, data.last_name], rows,
+                         foremost_words(data, len(rows))))  # fmt: skip
 
 
 def importance(data: StudyData) -> Picture | None:
@@ -255,15 +273,15 @@ def importance(data: StudyData) -> Picture | None:
     ]  # fmt: skip
     return Picture(
         "importance", "Importance", spoken,
-        "PED-ANOVA: how far the best trials lie from all of them, each setting by itself. Whiskers: 90 % of resampled "
-        "studies. Grey: no more than chance would show.",
+        f"PED-ANOVA: how far the trials with the best {data.last_name} lie from all of them, each setting by itself. "
+        "Whiskers: 90 % of resampled studies. Grey: no more than chance would show.",
         traces, layout,
         Table(["setting", "share", "90 % interval", "chance", "matters", "in the last round"], rows),
     )  # fmt: skip
 
 
 def random_not_grid(data: StudyData) -> Picture | None:
-    """How many values of the most important setting were tried, and how many a grid of the same cost would have tried.
+    """How many values of the most important setting the search tried, and how many a grid of as many trials would have.
 
     After Bergstra and Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 2012, figure 1.
     """
@@ -272,7 +290,7 @@ def random_not_grid(data: StudyData) -> Picture | None:
         return None
     x_name = next((n for n in names if data.first[n].options is None), names[0])
     y_name = next(n for n in names if n != x_name)
-    where = np.flatnonzero(data.round == data.rounds[0].round)
+    where = np.arange(data.n)
     if len(where) < LEAST_TO_COMPARE:
         return None
     n, settings = len(where), len(names)
@@ -281,9 +299,9 @@ def random_not_grid(data: StudyData) -> Picture | None:
     most = data.first[x_name].n_values
     grid_values = min(per_axis, most) if most is not None else per_axis
     xa, ya = axis_of(data, x_name), axis_of(data, y_name)
-    few = where[:400]
-    x = xa.scattered(column([data.params[i] for i in few], x_name), data.trial[few])
-    y = ya.scattered(column([data.params[i] for i in few], y_name), data.trial[few] + 1)
+    few = where[np.unique(np.linspace(0, n - 1, 400).astype(int))]
+    x = xa.scattered(column([data.seen[i] for i in few], x_name), data.trial[few])
+    y = ya.scattered(column([data.seen[i] for i in few], y_name), data.trial[few] + 1)
     even = (np.arange(per_axis) + 0.5) / per_axis
     gx = np.unique(xa.place(list(data.first[x_name].from_unit(even))))
     gy = np.unique(ya.place(list(data.first[y_name].from_unit(even))))
@@ -320,13 +338,13 @@ def random_not_grid(data: StudyData) -> Picture | None:
     )  # fmt: skip
     layout["margin"] = layout["margin"] | {"t": 36, "l": 76}
     spoken = (
-        f"The first round's {n:,} trials tried {tried:,} different values of {x_name}, its most important setting with "
-        f"a range. A grid of the same cost over {settings} settings would have tried {grid_values}."
+        f"The search's {n:,} trials tried {tried:,} different values of {x_name}, the most important setting with "
+        f"a range. A grid of as many trials over {settings} settings would have tried {grid_values}."
     )
     return Picture(
         "random-not-grid", "Why not a grid", spoken,
-        f"The same number of trials, at random and as a grid over {settings} settings ({per_axis} values of each). The "
-        f"marks above are the different values of {x_name}.",
+        f"As many trials as the search had, as it drew them and as a grid over {settings} settings ({per_axis} values "
+        f"of each). The marks above are the different values of {x_name}.",
         [*points(x, y, ""), *points(grid_x, grid_y, "2")], layout,
-        Table(["", f"values of {x_name}"], [["this study, round 1", str(tried)], ["a grid", str(grid_values)]]),
+        Table(["", f"values of {x_name}"], [["this study", str(tried)], ["a grid", str(grid_values)]]),
     )  # fmt: skip

@@ -19,6 +19,7 @@ from vmaptune.view.words import number
 
 GOLDEN = 0.6180339887498949
 MOST_TICKS = 12
+ABSENT = object()  # in the place of the value of a setting that does not exist in a trial: None may be an option
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class SettingAxis:
     def place(self, values: Sequence[Any]) -> np.ndarray:
         """Coordinates, `[n]`; NaN for a setting that is off in a trial."""
         c = np.full(len(values), math.nan)
-        known = [i for i, v in enumerate(values) if v is not None or (self.listed and None in (self.d.options or ()))]
+        known = [i for i, v in enumerate(values) if self._there(v)]
         if self.zero is not None:
             zeros = [i for i in known if values[i] == 0]
             c[zeros] = self.zero
@@ -50,6 +51,9 @@ class SettingAxis:
             kept = [values[i] for i in known]
             c[known] = self.d.to_scaled(kept if self.listed else np.asarray(kept, np.float64))
         return c
+
+    def _there(self, value: Any) -> bool:
+        return value is not ABSENT and (value is not None or (self.listed and None in (self.d.options or ())))
 
     def scattered(self, values: Sequence[Any], trials: np.ndarray) -> np.ndarray:
         """`place`, with points that would cover each other moved a little aside, always in the same way."""
@@ -81,7 +85,7 @@ class SettingAxis:
 
     def words(self, value: Any) -> str:
         """A value of this setting in a table."""
-        if value is None and not (self.listed and None in (self.d.options or ())):
+        if not self._there(value):
             return "off"
         if isinstance(value, float) and self.d.kind == "reverseloguniform" and value:
             return f"{value:.6g}"
@@ -275,5 +279,5 @@ def value_axis(values: np.ndarray, maximize: bool, keep: float = 0.9) -> ValueAx
 
 
 def column(params: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
-    """One setting of all trials; None where it is off."""
-    return [p.get(name) for p in params]
+    """One setting of all trials; ABSENT where it does not exist."""
+    return [p.get(name, ABSENT) for p in params]

@@ -13,8 +13,9 @@ import numpy as np
 
 from vmaptune.space import Distribution
 from vmaptune.view.report._gather import StudyData
+from vmaptune.view.report._marks import foremost, foremost_words, marks, named
 from vmaptune.view.report._picture import Picture, Table, axis_style, base_layout, plain, round_scale, titled
-from vmaptune.view.report._scales import SettingAxis, ValueAxis, column, setting_axis, value_axis
+from vmaptune.view.report._scales import ABSENT, SettingAxis, ValueAxis, column, setting_axis, value_axis
 from vmaptune.view.words import number
 
 BUCKETS = 10
@@ -39,7 +40,7 @@ def objective_axis(data: StudyData) -> ValueAxis:
 def axis(data: StudyData, name: str) -> Picture:
     """Every trial's best value over training against one setting."""
     ax, va = axis_of(data, name), objective_axis(data)
-    values = column(data.params, name)
+    values = column(data.seen, name)
     where = ax.scattered(values, data.trial)
     shown = data.shown
     seen = shown[np.isfinite(data.best[shown]) & np.isfinite(where[shown])]
@@ -66,17 +67,13 @@ def axis(data: StudyData, name: str) -> Picture:
             _points(data, ax, name, lost, where, _strip(data.trial[lost]), "infeasible")
             | {"yaxis": "y2", "marker": {"symbol": "x-thin", "size": 7, "line": {"width": 1.4, "color": "@warn"}}}
         )
-    if data.winner is not None and np.isfinite(where[data.winner]):
-        i = np.array([data.winner])
-        y, _ = va.clip(data.best[i])
-        marker = {"symbol": "star", "size": 15, "color": "@star", "line": {"width": 1.2, "color": "@surface"}}
-        traces.append(_points(data, ax, name, i, where, y, "the winner") | {"marker": marker})
+    traces += marks(data, where, va.clip(data.best)[0], data.best)
     top = 0.87 if len(lost) else 1.0
     shapes, notes, bound_words = _boxes_and_bounds(data, ax, name, top)
     layout = base_layout(
         320,
         xaxis=ax.layout() | {"title": titled(name), "anchor": "y"},
-        yaxis=va.layout(f"best {data.objective} over training") | {"domain": [0, top]},
+        yaxis=va.layout(data.best_name) | {"domain": [0, top]},
         shapes=shapes,
         annotations=notes,
     )
@@ -87,10 +84,10 @@ def axis(data: StudyData, name: str) -> Picture:
         }  # fmt: skip
     infeasible = int(data.infeasible.sum())
     best = "" if data.winner is None else (
-        f" The winner has {name} = {ax.words(values[data.winner])}."
+        f" {data.star.capitalize()} has {name} = {ax.words(values[data.winner])}."
     )  # fmt: skip
     spoken = (
-        f"Scatter plot of the best {data.objective} over training of {data.n:,} trials against {name}, "
+        f"Scatter plot of the {data.best_name} over training of {data.n:,} trials against {name}, "
         f"{infeasible:,} of them infeasible.{best} {_zoom_words(data, ax, name)}{bound_words}"
     )
     return Picture(f"axis-{name}", name, spoken, bound_words.strip(), traces, layout, _best_table(data, name, ax))
@@ -99,7 +96,7 @@ def axis(data: StudyData, name: str) -> Picture:
 def isolation(data: StudyData, name: str) -> Picture:
     """The best trial of each bucket of one setting: what it can do when all others are chosen well."""
     ax = axis_of(data, name)
-    values = column(data.params, name)
+    values = column(data.seen, name)
     c = ax.place(values)
     edges, labels = ax.buckets(BUCKETS)
     buckets = np.clip(np.searchsorted(edges, c, side="right") - 1, -1, len(labels) - 1)
@@ -131,7 +128,7 @@ def isolation(data: StudyData, name: str) -> Picture:
         low_high.append(label)
         others_x += [c[j] for j in good[1:4]]
         others_y += [data.best[j] for j in good[1:4]]
-        rows.append([label, str(len(inside)), share, number(float(data.best[i])), str(data.trial[i])])
+        rows.append([label, str(len(inside)), share, number(float(data.best[i])), named(data, i)])
     tops = np.array([d[1] for d in dots]) if dots else np.zeros(0)
     va = value_axis(np.concatenate([tops, others_y]) if dots else tops, data.maximize, keep=0.97)
     dots_y, _ = va.clip(tops)
@@ -143,23 +140,24 @@ def isolation(data: StudyData, name: str) -> Picture:
         {"type": "scatter", "mode": "markers", "x": [d[0] for d in dots], "y": dots_y,
          "customdata": np.array(ids, float).reshape(-1, 2), "text": [plain(t) for t in low_high],
          "marker": {"size": 9, "color": "@accent", "line": {"width": 1, "color": "@surface"}},
-         "hovertemplate": f"{plain(name)}: %{{text}}<br>best {plain(data.objective)} %{{y:.4g}} (trial "
+         "hovertemplate": f"{plain(name)}: %{{text}}<br>{plain(data.best_name)} %{{y:.4g}} (trial "
                           "%{customdata[0]})<br>of %{customdata[1]} trials<extra></extra>"},
     ]  # fmt: skip
+    traces += marks(data, c, va.clip(data.best)[0], data.best, size=13)
     layout = base_layout(
-        280, xaxis=ax.layout() | {"title": titled(name)}, yaxis=va.layout(f"best {data.objective}"),
+        280, xaxis=ax.layout() | {"title": titled(name)}, yaxis=va.layout(data.best_name),
         annotations=counts if len(counts) <= MOST_COUNTS else [],
     )  # fmt: skip
     if dots:
         best = int(np.argmin(data.sign * tops))
         worst = int(np.argmax(data.sign * tops))
         spoken = (
-            f"The best {data.objective} in each range of {name}: {number(float(tops[best]))} at best, for "
+            f"The {data.best_name} in each range of {name}: {number(float(tops[best]))} at best, for "
             f"{low_high[best]}; {number(float(tops[worst]))} at worst, for {low_high[worst]}."
         )
     else:
-        spoken = f"No trial is complete, so there is no best {data.objective} for any range of {name}."
-    headers = [name, "trials", "infeasible", f"best {data.objective}", "trial"]
+        spoken = f"No trial is complete, so there is no {data.best_name} for any range of {name}."
+    headers = [name, "trials", "infeasible", data.best_name, "trial"]
     return Picture(f"isolation-{name}", name, spoken, "", traces, layout, Table(headers, rows))
 
 
@@ -194,12 +192,13 @@ def zoom(data: StudyData) -> Picture:
                 "x": (at - low) / (high - low), "y": k - 0.48, "text": text, "showarrow": False, "yanchor": "bottom",
                 "font": {"size": 10, "color": "@muted"},
             })  # fmt: skip
-        if data.winner is not None:
-            c = ax.place([data.params[data.winner].get(name)])[0]
+        for i in [*data.finalists[1:], *([] if data.winner is None else [data.winner])]:
+            c = ax.place([data.seen[i].get(name, ABSENT)])[0]
             if math.isfinite(c):
-                at = (c - low) / (high - low)
-                shapes.append({"type": "line", "x0": at, "x1": at, "y0": k - 0.2, "y1": k + 0.46,
-                               "line": {"color": "@star", "width": 2}})  # fmt: skip
+                at, won = (c - low) / (high - low), i == data.winner
+                shapes.append({"type": "line", "x0": at, "x1": at, "y0": k - 0.2, "y1": k + (0.46 if won else 0.4),
+                               "line": {"color": "@star", "width": 2.5 if won else 1,
+                                        "dash": "solid" if won else "dot"}})  # fmt: skip
     traces = [
         {"type": "scatter", "mode": "markers", "x": x, "y": y, "text": texts, "hoverinfo": "text",
          "marker": {"size": 14, "color": "@accent", "opacity": 0}}
@@ -219,7 +218,11 @@ def zoom(data: StudyData) -> Picture:
     narrowed = [n for n in names if data.spaces[-1][n] != data.first[n]]
     what = f"narrowed or moved {', '.join(narrowed)}" if narrowed else "kept every range as it was"
     spoken = f"The space of each of {rounds} rounds, for {len(names)} settings. The rounds {what}."
-    caption = "Each bar is a round's range, on the setting's own scale; the line is the winner."
+    caption = (
+        "Each bar is a round's range, on the setting's own scale; the line is "
+        + data.star
+        + (", the dotted ones are the other configurations that were confirmed." if len(data.finalists) > 1 else ".")
+    )
     if any(data.outside):
         shares = ", ".join(f"{100 * share:.0f}" for share in data.outside[1:])
         words = (
@@ -237,9 +240,9 @@ def _points(
     data: StudyData, ax: SettingAxis, name: str, these: np.ndarray, where: np.ndarray, y: np.ndarray, label: str
 ) -> dict[str, Any]:
     """A scatter of these trials, with what a pointer over one of them says."""
-    values = column(data.params, name)
+    values = column(data.seen, name)
     trace: dict[str, Any] = {"type": "scatter", "mode": "markers", "x": where[these], "y": y, "name": label}
-    value = f"<br>{plain(data.objective)} %{{customdata[1]:.4g}}" if label != "infeasible" else "<br>infeasible"
+    value = f"<br>{plain(data.best_name)} %{{customdata[1]:.4g}}" if label != "infeasible" else "<br>infeasible"
     if ax.listed:
         trace["text"] = [plain(ax.words(values[i])) for i in these]
         trace["customdata"] = np.column_stack([data.trial[these], data.best[these]])
@@ -331,10 +334,11 @@ def _few(ax: SettingAxis) -> tuple[list[float], list[str]]:
 
 def _best_table(data: StudyData, name: str, ax: SettingAxis) -> Table:
     rows = [
-        [str(data.trial[i]), ax.words(data.params[i].get(name)), number(float(data.best[i])), str(data.round[i] + 1)]
-        for i in data.order[:TABLE_TRIALS]
-    ]
-    return Table(["trial", name, f"best {data.objective}", "round"], rows, f"the best {len(rows)} trials")
+        [named(data, i), ax.words(data.seen[i].get(name, ABSENT)), number(float(data.best[i])),
+         number(float(data.final[i])), str(data.round[i] + 1)]
+        for i in foremost(data, TABLE_TRIALS)
+    ]  # fmt: skip
+    return Table(["trial", name, data.best_name, data.last_name, "round"], rows, foremost_words(data, len(rows)))
 
 
 def distinct(values: Sequence[Any]) -> int:

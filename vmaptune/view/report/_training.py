@@ -8,6 +8,7 @@ import numpy as np
 
 from vmaptune.store.states import State
 from vmaptune.view.report._gather import StudyData
+from vmaptune.view.report._marks import foremost, marks, named
 from vmaptune.view.report._picture import BEST_DASHES, Picture, Table, base_layout, plain, round_scale, titled
 from vmaptune.view.report._scales import value_axis
 from vmaptune.view.words import number
@@ -19,9 +20,9 @@ MOST_MARKS = 30
 
 
 def curves(data: StudyData) -> Picture:
-    """The objective over training of all trials, the best few in front."""
+    """The objective over training of all trials, the winner and the next few in front."""
     c = data.curves
-    few = [int(i) for i in data.order[:BEST_FEW]]
+    few = foremost(data, BEST_FEW)
     late = c.value[c.step > c.step.min()] if len(c.step) else c.value
     va = value_axis(late if np.isfinite(late).any() else c.value, data.maximize, keep=0.9)
     traces: list[dict[str, Any]] = []
@@ -66,9 +67,10 @@ def curves(data: StudyData) -> Picture:
         at = _thin(c.of(i))
         traces.append({
             "type": "scatter", "mode": "lines", "x": c.step[at], "y": c.value[at],
-            "name": f"trial {data.trial[i]}", "line": {"width": 2.5, "color": f"@line{k}", "dash": BEST_DASHES[k]},
-            "legendrank": 900 + k,
-            "hovertemplate": f"trial {data.trial[i]}, step %{{x}}<br>{plain(data.objective)} %{{y:.4g}}<extra></extra>",
+            "name": f"trial {named(data, i)}", "legendrank": 900 + k,
+            "line": {"width": 3.5 if i == data.winner else 2, "color": f"@line{k}", "dash": BEST_DASHES[k]},
+            "hovertemplate": f"trial {named(data, i)}, step %{{x}}<br>{plain(data.objective)} %{{y:.4g}}"
+                             "<extra></extra>",
         })  # fmt: skip
     shapes, notes = _marks(data)
     layout = base_layout(
@@ -79,7 +81,7 @@ def curves(data: StudyData) -> Picture:
     if few:
         first, last = c.value[c.of(few[0])][:1], c.value[c.of(few[0])][-1:]
         spoken = (
-            f"Curves of {data.objective} over training of {data.n:,} trials. The best, trial {data.trial[few[0]]}, "
+            f"Curves of {data.objective} over training of {data.n:,} trials. That of trial {named(data, few[0])} "
             f"goes from {_word(first)} to {_word(last)}."
         )
     else:
@@ -91,7 +93,7 @@ def curves(data: StudyData) -> Picture:
     )
     return Picture(
         "curves", "Training curves", spoken,
-        f"Every trial counts in the band; the best {len(few)} are in front.{cut}",
+        f"Every trial counts in the band; {_front(data, len(few))} in front.{cut}",
         traces, layout, _curve_table(data, few),
     )  # fmt: skip
 
@@ -129,13 +131,8 @@ def train_valid(data: StudyData) -> Picture | None:
         "hovertemplate": "trial %{customdata[0]}<br>training loss %{customdata[1]:.4g}<br>"
                          f"{plain(label)} %{{customdata[2]:.4g}}<extra></extra>",
     })  # fmt: skip
-    if i in shown:
-        k = int(np.flatnonzero(shown == i)[0])
-        traces.append({
-            "type": "scatter", "mode": "markers", "x": xa.clip(x[k : k + 1])[0], "y": ya.clip(y[k : k + 1])[0],
-            "xaxis": "x2", "yaxis": "y2", "showlegend": False, "hoverinfo": "skip",
-            "marker": {"symbol": "star", "size": 15, "color": "@star", "line": {"width": 1, "color": "@surface"}},
-        })  # fmt: skip
+    every_x, every_y = (np.where(ends >= 0, values[ends], np.nan) for values in (c.loss, valid))
+    traces += marks(data, xa.clip(every_x)[0], ya.clip(every_y)[0], every_y, xaxis="x2", yaxis="y2")
     shapes = []
     if same:  # one unit on both axes: the line on which they are equal
         low, high = max(xa.low, ya.low), min(xa.high, ya.high)
@@ -147,21 +144,29 @@ def train_valid(data: StudyData) -> Picture | None:
         360, showlegend=True, shapes=shapes,
         xaxis={"title": titled("training step"), "domain": [0, 0.45], "rangemode": "tozero", "zeroline": False},
         yaxis=left.layout("loss" if same else f"loss, {data.objective}"),
-        xaxis2=x2 | {"title": titled("training loss at the end"), "domain": [0.58, 1.0], "anchor": "y2"},
-        yaxis2=ya.layout(label) | {"anchor": "x2"},
+        xaxis2=x2 | {"title": titled("last training loss"), "domain": [0.58, 1.0], "anchor": "y2"},
+        yaxis2=ya.layout(f"last {label}") | {"anchor": "x2"},
     )  # fmt: skip
     last = c.of(i)
     spoken = (
-        f"Trial {data.trial[i]} ends with a training loss of {_word(c.loss[last][-1:])} and a {label} of "
+        f"Trial {named(data, i)} ends with a training loss of {_word(c.loss[last][-1:])} and a {label} of "
         f"{_word(valid[last][-1:])}. Beside it, the same two numbers of every complete trial."
     )
     rows = [[str(c.step[k]), number(float(c.loss[k])), number(float(valid[k]))] for k in at]
     return Picture(
         "train-valid", "Training against validation", spoken,
-        "Left: the winner over training. Right: every complete trial at its end; the star is the winner."
-        f"{data.thinned}",
-        traces, layout, Table(["step", "training loss", label], rows, f"trial {data.trial[i]}"),
+        f"Left: {data.star} over training. Right: every complete trial at its end.{data.thinned}",
+        traces, layout, Table(["step", "training loss", label], rows, f"trial {named(data, i)}"),
     )  # fmt: skip
+
+
+def _front(data: StudyData, count: int) -> str:
+    """Which curves are in front."""
+    if data.finalists:
+        more = count - min(count, len(data.finalists))
+        others = f", then the {more} best by {data.last_name}," if more else ""
+        return f"the configurations that were confirmed, {data.star} first{others} are"
+    return f"the best {count} by {data.last_name} are"
 
 
 # ---- parts -------------------------------------------------------------------------------------------
@@ -253,7 +258,7 @@ def _curve_table(data: StudyData, few: list[int]) -> Table | None:
             found = np.flatnonzero(c.step[here] == step)
             row.append(number(float(c.value[here][found[0]])) if len(found) else "")
         rows.append(row)
-    return Table(["step", *(f"trial {data.trial[i]}" for i in few)], rows, "the best few trials")
+    return Table(["step", *(f"trial {named(data, i)}" for i in few)], rows, "of the trials in front")
 
 
 def _word(values: np.ndarray) -> str:

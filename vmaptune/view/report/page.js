@@ -159,8 +159,7 @@
       const head = element("tr", null);
       ["trial", ...words.names].forEach((name) => head.append(element("th", name, { scope: "col" })));
       table.append(head);
-      // The trials are sorted from worst to best.
-      for (const i of found.slice(-5).reverse()) {
+      for (const i of found.sort((a, b) => words.rank[a] - words.rank[b]).slice(0, 5)) {
         const row = element("tr", null);
         [words.trials[i], ...words.rows[i]].forEach((text) => row.append(element("td", String(text))));
         table.append(row);
