@@ -22,8 +22,10 @@ ROOMS = {
     "experiment": {"errors", "arguments", "space", "task", "rewrite", "nn"},
     "engine": {"errors", "task", "rewrite"},
     "study": {"errors", "space", "task", "experiment", "engine", "search", "store"},
+    "tables": {"errors", "space", "nn", "experiment"},
+    "sklearn": {"errors", "store", "study", "tables"},
     "view": {"errors", "space", "search", "store"},
-    "cli": {"errors", "space", "store", "engine", "study", "view", "experiment"},
+    "cli": {"errors", "space", "store", "engine", "study", "view", "experiment", "sklearn", "tables"},
     "__main__": {"cli"},
 }
 # What a room may use inside a function only: a study shows itself where it is asked to.
