@@ -99,6 +99,11 @@ def test_rows_that_are_new_or_strange(fitted):
         fitted.predict(np.zeros((3, 6)))
 
 
+def test_equal_rows_alone_are_one_row_which_is_all_there_is():
+    fitted = TunedMLPRegressor(**QUICK).fit(np.ones((5, 2)), np.full(5, 7.0))
+    assert fitted.predict(np.ones((1, 2))) == pytest.approx(7.0, abs=0.1)
+
+
 def test_a_pipeline_and_its_clones_and_cross_validation():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(90, 3))
@@ -121,6 +126,7 @@ X3 = np.arange(6.0).reshape(3, 2)
         (TunedMLPRegressor(), X3, [0.0, np.nan, 1.0], {}, "NaN"),
         (TunedMLPRegressor(), X3, [0.0, 1.0], {}, "inconsistent numbers of samples"),
         (TunedMLPRegressor(), X3, [0.0, 1.0, 2.0], {"sample_weight": [1, -1, 1]}, "[Nn]egative"),
+        (TunedMLPRegressor(), X3, [0.0, 1.0, 2.0], {"groups": [1, 1, 1]}, "at least 2 groups"),
         (TunedMLPRegressor(ensemble=0), X3, [0.0, 1.0, 2.0], {}, "ensemble must be"),
         (TunedMLPRegressor(minutes=None), X3, [0.0, 1.0, 2.0], {}, "one of minutes and trials"),
         (TunedMLPRegressor(validation_fraction=1), X3, [0.0, 1.0, 2.0], {}, "0.2 is the default"),
@@ -169,8 +175,11 @@ def test_every_split_trains_on_each_class_and_validates_on_something(n, classes,
     assert valid.any()
     if len(np.unique(y)) < n:
         assert set(y[~valid]) == set(y)
-    valid = validation_rows(rng, fraction, y, groups, n=n)
-    if len(np.unique(groups)) > 1:
+    if len(np.unique(groups)) == 1:
+        with pytest.raises(vt.InputError, match="at least 2 groups"):
+            validation_rows(rng, fraction, y, groups, n=n)
+    else:
+        valid = validation_rows(rng, fraction, y, groups, n=n)
         assert valid.any()
         assert not set(groups[valid]) & set(groups[~valid])
     time = rng.normal(size=n)

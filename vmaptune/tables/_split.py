@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from vmaptune.errors import InputError
+
 
 def merged(*columns: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Equal rows as one with the sum of their weights, sorted; those of no weight left out.
@@ -39,15 +41,23 @@ def validation_rows(
 ) -> np.ndarray:
     """`[n]` bool: about `fraction` of the rows, at least one, and never all of several.
 
-    Of each class as many, but one is always left to train on; with `groups` whole groups; with `time` the latest.
+    Of each class as many, but one is always left to train on; with `groups` whole groups; with `time` the latest. A
+    single row is all there is: it validates, too.
+
+    Raises:
+      InputError: one group alone, which can't be split.
     """
     valid = np.zeros(n, bool)
+    if n == 1:
+        return ~valid
     wanted = min(max(1, round(fraction * n)), n - 1)
     if time is not None:
         valid[np.argsort(time, kind="stable")[n - wanted :]] = True
         return valid
     if groups is not None:
         names = np.unique(groups)
+        if len(names) < 2:
+            raise InputError("groups: rows of at least 2 groups are needed to hold some out, but all are of one")
         for name in rng.permutation(names)[: max(1, len(names) - 1)]:
             if valid.sum() >= wanted:
                 break
