@@ -80,6 +80,17 @@ def test_rooms_that_need_no_jax_import_none():
     assert wrong == []
 
 
+def test_scikit_learn_is_imported_by_its_own_room_alone_and_pandas_where_it_is_asked_for():
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in sorted(ROOT.rglob("*.py"))
+        if room_of(path) != "sklearn"
+        for module, top in imports_of(path)
+        if module.split(".")[0] == "sklearn" or (top and module.split(".")[0] == "pandas")
+    ]
+    assert wrong == []
+
+
 def test_there_is_one_vmap():
     found = []
     for path in sorted((ROOT / "engine").glob("*.py")):
