@@ -21,7 +21,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import estimator_checks_generator
+from sklearn.utils.estimator_checks import check_estimator
 
 import vmaptune as vt
 from vmaptune.cli import main
@@ -55,8 +55,10 @@ def fitted() -> TunedMLPClassifier:
 @pytest.mark.estimators
 @pytest.mark.parametrize("kind", [TunedMLPClassifier, TunedMLPRegressor])
 def test_scikit_learns_own_checks_pass(kind):
-    for estimator, check in estimator_checks_generator(kind(**QUICK)):
-        check(estimator)
+    found = check_estimator(kind(**QUICK), on_skip=None)  # raises where one fails
+    others = {each["check_name"] for each in found if each["status"] != "passed"}
+    assert others <= {"check_array_api_input"}  # which asks for SCIPY_ARRAY_API=1
+    assert len(found) > 50
 
 
 def test_a_frame_with_everything_is_learnt_and_networks_are_those_of_the_study(fitted):
