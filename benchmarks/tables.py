@@ -2,8 +2,9 @@
 
     python benchmarks/tables.py [--quick] [--json FILE]
 
-Each method gets the wall-clock that vmaptune took, on the same splits: scikit-learn's MLP under a random search, and gradient boosting
-and random forests under one too. Scores are accuracy or R² on held-out rows, mean and spread over the seeds.
+Each method gets the wall-clock that vmaptune took, on the same splits: scikit-learn's MLP under a random search, and
+gradient boosting and random forests under one too. Scores are accuracy or R² on held-out rows, mean and spread over the
+seeds; `seconds` is the time of each.
 `--quick`: one seed, two tables, a tenth of the time.
 """
 
