@@ -22,6 +22,7 @@ HOW = {
     "sync": {"stopping": "sync", "halving": "eta=3,min_steps=3"},
     "hyperband": {"stopping": "hyperband", "halving": "eta=3,min_steps=3"},
     "median": {"stopping": "median", "halving": "min_steps=6"},
+    "patience": {"stopping": "patience=2"},
     "pbt": {"method": "pbt", "trials": 40, "rounds": 1},
 }
 

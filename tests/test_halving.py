@@ -372,12 +372,12 @@ def test_median_decisions_agree_with_a_plain_reading_and_with_a_rebuilt_rule(rep
     assert rebuilt.stopped == rule.stopped
 
 
-@pytest.mark.parametrize("kind", ["asha", "median"])
+@pytest.mark.parametrize("kind", ["asha", "median", "patience"])
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_rules_rebuilt_from_the_ledger_in_any_order_decide_as_before(kind, seed):
     rng = np.random.default_rng(seed)
-    stopping = Stopping(kind, eta=2, min_steps=2)
+    stopping = Stopping(kind, eta=2, min_steps=2, patience=2)
     rules = Rules(stopping, 2)
     curves: dict[int, list[tuple[int, float]]] = {t: [] for t in range(9)}
     stopped: set[int] = set()

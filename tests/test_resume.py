@@ -528,10 +528,11 @@ def test_the_moment_to_go_on_from():
         {"stopping": "asha", "halving": "eta=2,min_steps=4"},
         {"stopping": "sync", "halving": "eta=2,min_steps=4"},
         {"stopping": "hyperband", "halving": "eta=2,min_steps=4"},
+        {"stopping": "patience=2"},
         {"repeats": 2},
         {"method": "pbt", "trials": 12},
     ],
-    ids=["stopped early", "brackets", "hyperband", "repeats", "population"],
+    ids=["stopped early", "brackets", "hyperband", "patience", "repeats", "population"],
 )
 def test_other_ways_to_search_go_on_to_the_same_bits_too(file, tmp_path, more):
     options = OPTIONS | more

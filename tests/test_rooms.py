@@ -22,8 +22,10 @@ ROOMS = {
     "experiment": {"errors", "arguments", "space", "task", "rewrite", "nn"},
     "engine": {"errors", "task", "rewrite"},
     "study": {"errors", "space", "task", "experiment", "engine", "search", "store"},
+    "tables": {"errors", "space", "nn", "experiment"},
+    "sklearn": {"errors", "store", "study", "tables"},
     "view": {"errors", "space", "search", "store"},
-    "cli": {"errors", "space", "store", "engine", "study", "view", "experiment"},
+    "cli": {"errors", "space", "store", "engine", "study", "view", "experiment", "sklearn", "tables"},
     "__main__": {"cli"},
 }
 # What a room may use inside a function only: a study shows itself where it is asked to.
@@ -74,6 +76,17 @@ def test_rooms_that_need_no_jax_import_none():
         if room_of(path) in NO_JAX
         for module, top in imports_of(path)
         if top and module.split(".")[0] in ("jax", "flax", "optax")
+    ]
+    assert wrong == []
+
+
+def test_scikit_learn_is_imported_by_its_own_room_alone_and_pandas_where_it_is_asked_for():
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in sorted(ROOT.rglob("*.py"))
+        if room_of(path) != "sklearn"
+        for module, top in imports_of(path)
+        if module.split(".")[0] == "sklearn" or (top and module.split(".")[0] == "pandas")
     ]
     assert wrong == []
 

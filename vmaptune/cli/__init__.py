@@ -13,13 +13,14 @@ import time
 from collections.abc import Sequence
 
 import vmaptune
-from vmaptune.cli import _export, _look, _new, _panda, _process, _report, _rescue, _search, _watch
+from vmaptune.cli import _export, _look, _new, _panda, _process, _report, _rescue, _search, _table, _watch
 from vmaptune.cli._common import FAILED, INTERRUPTED, MISTAKE, NOTHING_TRAINED, OK
 from vmaptune.errors import InputError, VmaptuneError
 
 FAMILIES = (
     _search,
     _panda,
+    _table,
     _watch,
     _look,
     _report,

@@ -52,7 +52,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument("--lanes", type=int, metavar="L", help="most lanes alive at once (default: all)")
     command.add_argument(
         "--stopping", metavar="RULE",
-        help="stop trials early and refill their lanes: none (default), asha, sync, hyperband, median",
+        help="stop trials early and refill their lanes: none (default), asha, sync, hyperband, median, patience[=K]",
     )  # fmt: skip
     command.add_argument(
         "--halving", metavar="NUMBERS", help="the rule's numbers, e.g. eta=3,min_steps=100; alone it means asha"

@@ -45,3 +45,4 @@ class Leaving:
 
     stop: Collection[int] = ()  # for good
     pause: Collection[int] = ()  # to go on later, as a job that has `begun`
+    keep: Collection[int] = ()  # whose states as of their points are wanted, whether they leave or not

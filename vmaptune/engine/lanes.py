@@ -69,6 +69,8 @@ class Lanes:
       on_pause: called with `(job, paused)` for each trial that `on_points` pauses; needs `prompt`.
       on_hungry: called when a lane is free and no job waits; it may submit jobs.
       prompt: whether points are always read before the lanes that they are of go on.
+      judged: whether a state is kept where `on_points` says so, instead of at a trial's last step; needs `prompt`. A
+        trial then stays in its lane until its last points were read, and `on_points` stops it.
     """
 
     def __init__(
@@ -81,9 +83,10 @@ class Lanes:
         on_pause: Callable[[Job, Paused], None] | None = None,
         on_hungry: Callable[[], None] | None = None,
         prompt: bool = False,
+        judged: bool = False,
     ):
         self.program, self.on_points, self.on_state = program, on_points, on_state
-        self.on_pause, self.on_hungry, self.prompt = on_pause, on_hungry, prompt
+        self.on_pause, self.on_hungry, self.prompt, self.judged = on_pause, on_hungry, prompt, judged
         self.capacity = capacity
         self._order = program.plan.filling_order()
         self._queue: deque[Job] = deque()
@@ -282,15 +285,21 @@ class Lanes:
             lane.done += n
             self.live_steps += n
             owners.append((i, lane.job, lane.done))
-            if lane.done >= lane.job.steps:
+            if lane.done >= lane.job.steps and not self.judged:
                 if lane.job.keep and self.on_state is not None:
                     finished.append((i, lane.job))
                 lane.job = None
         self._pending.append(_Pending(chunk, owners, result))
-        if finished:  # before the next segment takes the buffers
-            host = self.program.task_state(self.program.on_host(chunk.state, [i for i, _ in finished]))
-            for k, (_, job) in enumerate(finished):
-                self.on_state(job, jax.tree.map(lambda a, k=k: np.array(a[k]), host))  # type: ignore[misc]
+        self._keep(chunk, finished)  # before the next segment takes the buffers
+
+    def _keep(self, chunk: _Chunk, places: Sequence[tuple[int, Job]]) -> None:
+        """Hands out the states of some lanes of a call as they are now."""
+        if not places:
+            return
+        assert self.on_state is not None
+        host = self.program.task_state(self.program.on_host(chunk.state, [i for i, _ in places]))
+        for k, (_, job) in enumerate(places):
+            self.on_state(job, jax.tree.map(lambda a, k=k: np.array(a[k]), host))
 
     def _move_together(self) -> None:
         """Moves the trials that are left into as few calls as hold them. Their bits do not change."""
@@ -336,9 +345,13 @@ class Lanes:
         leaving = self.on_points(points)
         if not isinstance(leaving, Leaving):
             leaving = Leaving(leaving)
-        if leaving.pause:
-            for chunk in self._chunks if pending.chunk is None else [pending.chunk]:
-                self._pause(chunk, leaving.pause)
+        chunks = self._chunks if pending.chunk is None else [pending.chunk]
+        for chunk in chunks if leaving.keep else ():
+            self._keep(
+                chunk, [(i, ln.job) for i, ln in enumerate(chunk.lanes) if ln.job and ln.job.trial in leaving.keep]
+            )
+        for chunk in chunks if leaving.pause else ():
+            self._pause(chunk, leaving.pause)
         gone = {*leaving.stop, *leaving.pause}
         if not gone:
             return

@@ -15,7 +15,7 @@ class TrialRow:
     round: int
     group: int
     state: State
-    reason: str | None  # why it ended so; None for COMPLETE and RUNNING
+    reason: str | None  # why it ended so; None while RUNNING, and after all of its steps
     seed: int
     steps: int  # training steps taken
     value: float | None  # the objective; None before the end

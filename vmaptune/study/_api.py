@@ -105,8 +105,10 @@ def run(
       lanes: the most lanes alive at once; more trials wait in a queue.
       stopping: how trials are stopped early: "none" (the default), "asha" (asynchronous successive halving), "sync"
         (synchronous: a trial leaves its lane at a rung and goes on when the others have come to it, if it is among the
-        best), "hyperband" (several such brackets side by side, with later and later first rungs) or "median". A free
-        lane is refilled with the next trial.
+        best), "hyperband" (several such brackets side by side, with later and later first rungs) or "median"; or
+        "patience", "patience=8": a trial ends, in the confirmation too, when its own objective has got no better for
+        16 (8) evaluations, and its best one and the state it had then are its result. A free lane is refilled with the
+        next trial.
       halving: the numbers of the rule, e.g. "eta=3,min_steps=100"; given alone it means "asha".
       repeats: how many seeds each setting of the search trains with; all of them count as trials.
       rank: how a setting's repeats are ranked: by their "mean" (the default), their "median", or "lower", a lower

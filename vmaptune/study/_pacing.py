@@ -35,7 +35,7 @@ MEDIAN_PASSES = 2  # by the median rule about one in two goes on
 
 def steps_to_come(stopping: Stopping, steps: int, every: int, at: int = 0) -> float:
     """The steps that a trial which has done `at` of `steps` is expected to do still, early stopping considered."""
-    if not stopping or at >= steps:
+    if not stopping or stopping.patient or at >= steps:  # how early patience ends is seen, not known
         return max(0, steps - at)
     first = stopping.first_rung(steps)
     if stopping.kind == "median":

@@ -23,13 +23,16 @@ from vmaptune.search.halving import (
     hyperband,
     parse_halving,
 )
+from vmaptune.search.patience import PatienceRule
 
 SYNCHRONOUS = ("sync", "hyperband")
-STOPPING = ("none", "asha", *SYNCHRONOUS, "median")
+STOPPING = ("none", "asha", *SYNCHRONOUS, "median", "patience")
 DEFAULT_ETA = 3
 DEFAULT_RUNGS = 2  # below the end, where `min_steps` is not given: steps / eta^2
 LANES = 64  # where nothing else is said: more lanes start more trials before a rung has results to judge by
 LEAST_CALLS = 4
+PATIENCE = 16  # evaluations
+PATIENCES = 4  # that a training is long at least, where nobody says how many steps lie between two evaluations
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Stopping:
     kind: str = "none"
     eta: int = DEFAULT_ETA
     min_steps: int | None = None
+    patience: int = PATIENCE  # evaluations without a better one
 
     def __post_init__(self) -> None:
         if self.kind not in STOPPING:
@@ -51,6 +55,11 @@ class Stopping:
     def synchronous(self) -> bool:
         """Whether trials wait for one another at a rung."""
         return self.kind in SYNCHRONOUS
+
+    @property
+    def patient(self) -> bool:
+        """Whether a trial is judged by itself alone, in the confirmation too, and counts by its best evaluation."""
+        return self.kind == "patience"
 
     def check(self, *, lockstep: bool) -> None:
         """Raises InputError where trials must wait, but lanes that share their order of the data cannot."""
@@ -70,6 +79,8 @@ class Stopping:
         return BracketRule(bracket_tables(self.kind, trials, steps, self.eta, self._least(steps), every))
 
     def _least(self, steps: int) -> int:
+        if self.min_steps is None and self.patient:
+            return 1
         if self.min_steps is None:
             part = self.eta**DEFAULT_RUNGS
             return max(1, steps // part if self.synchronous else -(-steps // part))
@@ -93,12 +104,15 @@ class Stopping:
         return replace(plan, **changes)
 
     def segment(self, every: int, steps: int) -> int:
-        """A segment's steps, of at most about `every`, such that a segment ends at the first rung and so at all."""
+        """A segment's steps, of at most about `every`, such that a segment ends at the first rung and so at all; with
+        patience, such that a training has time for it."""
+        if self.patient:
+            return max(1, min(every, steps // (PATIENCES * self.patience)))
         first = self.first_rung(steps)
         return math.ceil(first / max(1, math.ceil(first / every)))
 
 
-Rule = HalvingRule | MedianRule | BracketRule
+Rule = HalvingRule | MedianRule | BracketRule | PatienceRule
 
 
 @dataclass
@@ -121,6 +135,8 @@ class Rules:
             first = self.stopping.first_rung(steps)
             if self.stopping.kind == "median":
                 self._rules[key] = MedianStopping(grace_steps=first).rule()
+            elif self.stopping.patient:
+                self._rules[key] = PatienceRule(self.stopping.patience, first)
             elif self.stopping.synchronous:
                 self._rules[key] = self.stopping.brackets(self.roster(round, steps), steps, self.every)
             else:
@@ -165,6 +181,16 @@ class Rules:
                     if rule.report(trial, step, value)
                 }
             )
+        if isinstance(rule, PatienceRule):
+            ended = [report for report in reports if rule.report(*report)]
+            return Verdict(
+                {
+                    trial: f"ended at step {step}: no better for {self.stopping.patience} evaluations than at step "
+                    f"{rule.best_step(trial)}"
+                    for trial, step, value in ended
+                    if math.isfinite(value)
+                }
+            )
         return Verdict(
             {
                 trial: f"stopped at step {step}: not among the best 1 in {self.stopping.eta} of the "
@@ -175,6 +201,12 @@ class Rules:
         )
 
 
+def is_best(rule: Rule, trial: int, step: int) -> bool:
+    """Whether a trial counts by its evaluation at this step, as far as it has come: by its last one, or with patience
+    by its best."""
+    return not isinstance(rule, PatienceRule) or rule.best_step(trial) == step
+
+
 def stopping_lanes(options: Any) -> int:
     """The lanes alive at once, of all groups together, in a study that stops trials early."""
     round_ = options.trials // options.rounds
@@ -182,14 +214,30 @@ def stopping_lanes(options: Any) -> int:
 
 
 def read_stopping(kind: str | None, halving: str | None) -> Stopping:
-    """The stopping that two options ask for: `--halving` alone means asynchronous successive halving.
+    """The stopping that two options ask for: `--halving` alone means asynchronous successive halving, and the kind
+    "patience=8" is patience for 8 evaluations.
 
     Raises:
       InputError: numbers that cannot be read, or that contradict the rule.
     """
+    patience = PATIENCE
+    if kind is not None and kind.startswith("patience="):
+        kind, _, number = kind.partition("=")
+        if not number.isdecimal() or int(number) < 1:
+            raise InputError(
+                f"--stopping patience=K: K, the evaluations without a better one after which a trial ends, must be a "
+                f"whole number of at least 1, but got {number!r}; leave =K out for {PATIENCE}"
+            )
+        patience = int(number)
     if halving is None:
-        return Stopping(kind or "none")
+        return Stopping(kind or "none", patience=patience)
     numbers = parse_halving(halving)
     if kind == "none":
         raise InputError("--halving says how to stop trials early, but --stopping is none; leave one of them out")
-    return Stopping(kind or "asha", numbers.eta, numbers.min_steps if "min_steps" in halving else None)
+    if kind == "patience" and "eta" in halving:
+        raise InputError(
+            f"--stopping patience compares no trials, so it has no eta, but got --halving {halving}; of its numbers "
+            f"it takes min_steps alone, and --stopping patience=K says how patient it is"
+        )
+    min_steps = numbers.min_steps if "min_steps" in halving else None
+    return Stopping(kind or "asha", numbers.eta, min_steps, patience)

@@ -23,6 +23,7 @@ from vmaptune.engine.lanes import Lanes
 from vmaptune.experiment import Experiment
 from vmaptune.search.brackets import BracketRule, Verdict
 from vmaptune.search.halving import MedianRule
+from vmaptune.search.patience import PatienceRule
 from vmaptune.search.zoom import Scored
 from vmaptune.store.checkpoints import Snapshot
 from vmaptune.store.ledger import CurvePoint, Ledger, TrialResult, TrialRow
@@ -33,7 +34,7 @@ from vmaptune.study._occupancy import Occupancy
 from vmaptune.study._options import Options
 from vmaptune.study._progress import Counts
 from vmaptune.study._saving import Saving
-from vmaptune.study._stopping import Rules, stopping_lanes
+from vmaptune.study._stopping import Rules, is_best, stopping_lanes
 from vmaptune.study._structure import COMPILERS
 
 BESIDE = 4.0  # seconds of training, by its operations, beside which as many programs compile as do at once
@@ -238,7 +239,7 @@ class Training:
         if self.options.stopping:
             for trial, curve in self.ledger.curves():
                 row = self.rows[trial]
-                if row.round < self.counts.rounds:
+                if row.round < self.counts.rounds or self.options.stopping.patient:
                     bad = row.steps if row.state == State.INFEASIBLE else None
                     steps = self.experiment.total_steps(row.params)
                     first = self.options.stopping.first_rung(steps)
@@ -248,6 +249,9 @@ class Training:
                         if math.isfinite(v) or p.step >= first or p.step == bad
                     ]  # fmt: skip
                     self.rules.restore(row.round, steps, trial, seen, row.state == State.STOPPED)
+                    if row.state == State.RUNNING and self.options.stopping.patient:
+                        best = [p for p in curve if is_best(self.rules.rule(row.round, steps), trial, p.step)]
+                        self.rows[trial] = replace(row, value=best[0].value, metrics=best[0].metrics) if best else row
             self.rules.settled()
         self.counts.lanes = list(self.lanes.values())
         self.counts.submitted = len(self.rows)
@@ -316,12 +320,14 @@ class Training:
             on_pause=lambda job, paused: self.paused.__setitem__(job.trial, paused),
             on_hungry=self._hungry if self.options.stopping else None,
             prompt=bool(self.options.stopping),
+            judged=self.options.stopping.patient,
         )
 
     def _record(self, points: list[Point]) -> Leaving:
         """One segment of one call into the ledger, in one transaction; returns the trials that leave their lanes."""
-        curve, ended, stop = [], [], []
+        curve, ended, stop, keep = [], [], [], []
         verdict = self._verdict(points) if self.options.stopping else Verdict()
+        patient = self.options.stopping.patient
 
         def end(row: TrialRow, state: State, reason: str | None) -> None:
             row = replace(row, state=state, reason=reason)
@@ -337,17 +343,26 @@ class Training:
             row = self.rows[point.trial]
             self.counts.steps_seen += point.step - row.steps
             self.paused.pop(point.trial, None)  # it was in a lane again
-            row = self.rows[row.trial] = replace(row, steps=point.step, value=value, metrics=point.metrics)
             steps = self.experiment.total_steps(row.params)
+            row = replace(row, steps=point.step)
+            if not patient or reason is not None or self._is_best(row):
+                row = replace(row, value=value, metrics=point.metrics)
+                if patient and reason is None and self._keeps:
+                    keep.append(row.trial)
+            self.rows[row.trial] = row
             if reason is not None:
                 end(row, State.INFEASIBLE, reason)
+                if patient:
+                    self.states.pop(row.trial, None)
             elif point.step >= steps:
                 end(row, State.COMPLETE, None)
+            elif point.trial in verdict.stop and patient:
+                end(row, State.COMPLETE, verdict.stop[point.trial])
             elif point.trial in verdict.stop:
                 end(row, State.STOPPED, verdict.stop[point.trial])
             else:
                 continue
-            if point.step < steps:
+            if point.step < steps or patient:
                 stop.append(point.trial)
         for trial, reason in verdict.stop.items():  # that waited, and have lost by what came now
             if self.rows[trial].state == State.RUNNING:
@@ -363,7 +378,11 @@ class Training:
         for trial in verdict.go:
             row = self.rows[trial]
             self.lanes[self.groups.of(row.params).number].submit([self.job(row, self._keeps)], first=True)
-        return Leaving(stop, verdict.wait)
+        return Leaving(stop, verdict.wait, keep)
+
+    def _is_best(self, row: TrialRow) -> bool:
+        """With patience, whether the evaluation to which a trial has come is its best so far."""
+        return is_best(self.rules.rule(row.round, self.experiment.total_steps(row.params)), row.trial, row.steps)
 
     def _undefined_yet(self, point: Point) -> bool:
         """Whether the objective of a training that goes well is not finite before its first rung: under early stopping,
@@ -378,7 +397,8 @@ class Training:
         reports: dict[tuple[int, int], list[tuple[int, int, float]]] = {}
         for point in points:
             row = self.rows[point.trial]
-            if row.round >= self.counts.rounds or self._undefined_yet(point):  # the confirmation trains to the end
+            confirms = row.round >= self.counts.rounds and not self.options.stopping.patient  # it trains to the end
+            if confirms or self._undefined_yet(point):
                 continue
             value = point.metrics[self.experiment.objective]
             value = math.nan if infeasible(point, value) else self.counts.sign * value
@@ -397,7 +417,7 @@ class Training:
         if not self.options.stopping or counts.round >= counts.rounds or not points:
             return ()
         rule = self.rules.rule(counts.round, self.experiment.total_steps(self.rows[points[0].trial].params))
-        if isinstance(rule, MedianRule):
+        if isinstance(rule, MedianRule | PatienceRule):
             return ()
         if isinstance(rule, BracketRule):
             levels = sorted({steps for table, _ in rule.brackets for _, steps in table})
