@@ -55,7 +55,8 @@ class Loops:
         # most cases end here: what float32 costs is found out, and its loop compiled, where there is a doubt
         for draws, nudge in (QUICK, PATIENT) if wrong else ():
             plain += [] if plain else [run(self.narrow)]
-            plain += [run(self.narrow, nudge=nudge, draw=draw) for draw in range(draws)]
+            size = nudge * self.floor / ROUNDING
+            plain += [run(self.narrow, nudge=size, draw=draw) for draw in range(draws)]
             wrong = wrong_numbers(trained.points, exact, plain, self.floor, self.sizes(first))
             if not wrong:
                 break

@@ -21,6 +21,7 @@ except ImportError:  # older versions of JAX have it there
     from jax.experimental import enable_x64
 
 QUICKLY = hurry()  # an oracle is to be right, not fast: compiling it takes a third of the time
+CANCELLED = 1e-3  # the size of the terms of a gradient, at least: all of it may be 0
 Points = dict[int, dict[str, float]]  # by step: the mean training loss since the point before, and the metrics
 
 
@@ -60,13 +61,14 @@ class Plain:
         model.train() if train else model.eval()
         return model
 
-    def step(self, params: Any, rest: Any, opt: Any, batch: Any, rate: Any, key: Any) -> Any:
+    def step(self, params: Any, rest: Any, opt: Any, batch: Any, rate: Any, key: Any, off: Any, draw: Any) -> Any:
         def loss_of(params: Any) -> Any:
             model = self.merged(params, rest, True)
             loss = self.case.loss(model, batch, key)
             return loss, nnx.state(model, nnx.Not(nnx.Param)) if isinstance(model, Net) else ()
 
         (loss, new), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        grads = jax.lax.cond(off > 0, lambda: with_rounding(grads, off, draw), lambda: grads)
         optimizer = optax.with_extra_args_support(self.case.optimizer(rate))
         updates, opt = optimizer.update(grads, opt, params, value=loss, grad=grads, value_fn=lambda p: loss_of(p)[0])
         return optax.apply_updates(params, updates), new, opt, loss
@@ -87,7 +89,8 @@ class Plain:
         """Trains a `first` model on the batches that hold `rows` [S, B] and with the `keys` of each step.
 
         With a `nudge`, each parameter is multiplied by 1 ± `nudge` before, and all inputs by one number as near to 1:
-        equal inputs stay equal, so that ties stay what they are.
+        equal inputs stay equal, so that ties stay what they are. Each gradient is off by as much of the largest one:
+        where terms cancel, what is left is rounding, of which some optimisers make whole steps.
         """
         signs = np.random.default_rng(draw)
 
@@ -106,10 +109,11 @@ class Plain:
             rest = jax.tree.map(self.cast, first[1])
             size = self.cast(np.float32(rate))
             opt = self._begin(params, size)
+            rounding = self.cast(np.float32(nudge)), np.uint32(draw)
             losses: list[Any] = []
             for t, (these, key) in enumerate(zip(rows, keys, strict=True), 1):
                 batch = tuple(a[these] for a in train_part)
-                params, rest, opt, loss = self._step(params, rest, opt, batch, size, key)
+                params, rest, opt, loss = self._step(params, rest, opt, batch, size, key, *rounding)
                 losses.append(loss)
                 if t in stops:
                     measured = jax.device_get(self._evaluate(params, rest, valid_part))
@@ -117,6 +121,17 @@ class Plain:
                     points[t] = {"training loss": mean, **{name: float(v) for name, v in measured.items()}}
                     losses = []
         return points
+
+
+def with_rounding(grads: Any, off: Any, draw: Any) -> Any:
+    """Gradients that are off by `off` of the largest number among them, up or down."""
+    leaves, tree = jax.tree.flatten(grads)
+    most = jnp.max(jnp.stack([jnp.max(jnp.abs(g), initial=CANCELLED).astype(jnp.float32) for g in leaves]))
+    keys = jax.random.split(jax.random.key(draw), len(leaves))
+    signs = [jax.random.rademacher(key, g.shape, jnp.float32) for key, g in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(
+        tree, [(g + off * most * sign).astype(g.dtype) for g, sign in zip(leaves, signs, strict=True)]
+    )
 
 
 def is_float(a: Any) -> bool:
