@@ -59,18 +59,26 @@ class _TunedMLP(BaseEstimator):
     """What the two have in common."""
 
     _UNSAVED: ClassVar = ("study_", "_folder_")
-    minutes: float | None
-    trials: int | None
-    ensemble: int
-    steps: int | None
-    batch_size: int | None
-    patience: int
     kinds_: list[Kind] | None  # of a DataFrame's columns
-    validation_fraction: float
-    space: Mapping[str, Any] | None
-    plan: str | None
-    directory: str | Path | None
-    random_state: Any
+
+    def __init__(
+        self,
+        *,
+        minutes: float | None = 1.0,
+        trials: int | None = None,
+        ensemble: int = 16,
+        steps: int | None = None,
+        batch_size: int | None = None,
+        patience: int = 16,
+        validation_fraction: float = 0.2,
+        space: Mapping[str, Any] | None = None,
+        plan: str | None = None,
+        directory: str | Path | None = None,
+        random_state: Any = 0,
+    ):
+        self.minutes, self.trials, self.ensemble, self.steps = minutes, trials, ensemble, steps
+        self.batch_size, self.patience, self.validation_fraction = batch_size, patience, validation_fraction
+        self.space, self.plan, self.directory, self.random_state = space, plan, directory, random_state
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -107,7 +115,16 @@ class _TunedMLP(BaseEstimator):
             estimator=self,
         )  # fmt: skip
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, groups: Any, time: Any) -> Any:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, groups: Any = None, time: Any = None) -> Any:
+        """Tunes on `[n, d]` rows and their classes or targets `[n]`; returns itself.
+
+        Args:
+          sample_weight: `[n]`, at least 0. groups: `[n]`, rows that must not be split between training and validation.
+          time: `[n]`, by which the latest rows validate.
+
+        Raises:
+          ValueError: what scikit-learn refuses, one class alone, or every training diverged.
+        """
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         self._check_parameters()
@@ -269,7 +286,7 @@ class TunedMLPClassifier(ClassifierMixin, _TunedMLP):
 {_PARAMETERS}
     class_weight: None, "balanced" or class -> weight. Besides: classes_."""
 
-    def __init__(
+    def __init__(  # scikit-learn reads every parameter off the signature
         self,
         *,
         minutes: float | None = 1.0,
@@ -285,22 +302,12 @@ class TunedMLPClassifier(ClassifierMixin, _TunedMLP):
         directory: str | Path | None = None,
         random_state: Any = 0,
     ):
-        self.minutes, self.trials, self.ensemble, self.steps = minutes, trials, ensemble, steps
-        self.batch_size, self.patience, self.validation_fraction = batch_size, patience, validation_fraction
-        self.class_weight, self.space, self.plan = class_weight, space, plan
-        self.directory, self.random_state = directory, random_state
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, groups: Any = None, time: Any = None) -> Any:
-        """Tunes on `[n, d]` rows and their classes `[n]`; returns itself.
-
-        Args:
-          sample_weight: `[n]`, at least 0. groups: `[n]`, rows that must not be split between training and validation.
-          time: `[n]`, by which the latest rows validate.
-
-        Raises:
-          ValueError: what scikit-learn refuses, one class alone, or every training diverged.
-        """
-        return self._fit(X, y, sample_weight, groups, time)
+        super().__init__(
+            minutes=minutes, trials=trials, ensemble=ensemble, steps=steps, batch_size=batch_size, patience=patience,
+            validation_fraction=validation_fraction, space=space, plan=plan, directory=directory,
+            random_state=random_state,
+        )  # fmt: skip
+        self.class_weight = class_weight
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """`[n, classes]`, in the order of `classes_`."""
@@ -335,33 +342,6 @@ class TunedMLPClassifier(ClassifierMixin, _TunedMLP):
 class TunedMLPRegressor(RegressorMixin, _TunedMLP):
     __doc__ = f"""A regressor that tunes hundreds of small networks at once and predicts with an ensemble of the best.
 {_PARAMETERS}"""
-
-    def __init__(
-        self,
-        *,
-        minutes: float | None = 1.0,
-        trials: int | None = None,
-        ensemble: int = 16,
-        steps: int | None = None,
-        batch_size: int | None = None,
-        patience: int = 16,
-        validation_fraction: float = 0.2,
-        space: Mapping[str, Any] | None = None,
-        plan: str | None = None,
-        directory: str | Path | None = None,
-        random_state: Any = 0,
-    ):
-        self.minutes, self.trials, self.ensemble, self.steps = minutes, trials, ensemble, steps
-        self.batch_size, self.patience, self.validation_fraction = batch_size, patience, validation_fraction
-        self.space, self.plan, self.directory, self.random_state = space, plan, directory, random_state
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, groups: Any = None, time: Any = None) -> Any:
-        """Tunes on `[n, d]` rows and their targets `[n]`; returns itself. Arguments as the classifier's.
-
-        Raises:
-          ValueError: what scikit-learn refuses, or every training diverged.
-        """
-        return self._fit(X, y, sample_weight, groups, time)
 
     def predict(self, X: Any) -> np.ndarray:
         """The target of each row, `[n]`."""
