@@ -20,10 +20,10 @@ def _programs_of_one_file():
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory) -> Path:
-    """The experiment that is interrupted, as a file."""
+def file(request, tmp_path_factory) -> Path:
+    """The experiment that is interrupted, or a module's own `TASK`, as a file."""
     path = tmp_path_factory.mktemp("code") / "task.py"
-    path.write_text(TASK)
+    path.write_text(getattr(request.module, "TASK", TASK))
     return path
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -160,13 +159,6 @@ experiment = vt.Experiment(
     task=vt.Task(init, step, lambda state, hp: {"loss": (state["x"] ** 2).mean()}, has_loss=True), steps=27,
 )
 """
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("code") / "task.py"
-    path.write_text(TASK)
-    return path
 
 
 @pytest.mark.parametrize("kind", ["sync", "hyperband"])

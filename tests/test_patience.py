@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,13 +41,6 @@ experiment = vt.Experiment(
 )
 """
 OPTIONS = {"trials": 40, "rounds": 2, "plan": "devices=1,tiles=1,lanes=4,every=2", "lanes": 8, "report": False}
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("code") / "task.py"
-    path.write_text(TASK)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -40,8 +40,11 @@ IN_PLACE = {"xla_cpu_copy_insertion_use_region_analysis": True}
 WIDE = {"xla_cpu_prefer_vector_width": 512}  # all of training took 3 to 20 % less on AMD's Zen 5
 
 # The older way to fuse, all in one piece, compiles in a third of the time.
-HURRY: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False,
-         "xla_cpu_parallel_codegen_split_count": 1}  # fmt: skip
+HURRY: dict[str, Any] = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 _unknown: set[str] = set()  # options that this version of XLA does not have
 

@@ -387,10 +387,10 @@ class Training:
     def _undefined_yet(self, point: Point) -> bool:
         """Whether the objective of a training that goes well is not finite before its first rung: under early stopping,
         which evaluates sooner, that does not count, since it may be defined later only."""
-        if not self.options.stopping or point.bad is not None:
+        finite = math.isfinite(point.metrics[self.experiment.objective])
+        if finite or point.bad is not None or not self.options.stopping:
             return False
-        first = self.options.stopping.first_rung(self.experiment.total_steps(self.rows[point.trial].params))
-        return point.step < first and not math.isfinite(point.metrics[self.experiment.objective])
+        return point.step < self.options.stopping.first_rung(self.experiment.total_steps(self.rows[point.trial].params))
 
     def _verdict(self, points: Sequence[Point]) -> Verdict:
         """What the rounds' rules say of a segment's trials, and of those that waited for them."""
